@@ -1,0 +1,1 @@
+"""Plan files that ship with the distribution; `scaling sweep NAME` finds them here."""
