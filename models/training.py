@@ -23,11 +23,17 @@ STEP_SEEDS = 1_000_003  # a prime: seeds of different runs meet at no step a run
 class Task(Protocol):
     """What a stage trains. `part` of `parts` is a micro-batch of a step; their losses average to the batch's."""
 
-    module: nn.Module
-    optimizers: Mapping[str, torch.optim.Optimizer]
     clip: float
     seed: int
     steps: int
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """By name, in the order in which they step; their gradients are clipped apart."""
 
     def loss(self, step: int, part: int, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss to minimise and detached values to report, of micro-batch `part` of step `step` (0-based)."""

@@ -1,0 +1,103 @@
+"""From stored runs, stage states and summaries to the rows of the tidy table. Reads; knows no column's meaning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from scaling.schema import plan_stages, plans, runs, stages, summaries
+
+ORDER = ("tokenizer", "tokens", "generator", "reconstruction")  # later stages win where they share a column's name
+EXACT_INTEGER = 2**53  # up to here a float holds every integer
+
+Scalar = float | int | str | None
+
+
+def encode(value: Any) -> tuple[float | None, str | None, str]:
+    """(value, text, status) of a scalar; status is what the value alone would not say. Raises TypeError."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if value is None:
+        return None, None, "null"
+    if isinstance(value, bool):
+        return float(value), None, "bool"
+    if isinstance(value, int):
+        return float(value), None, "int" if abs(value) <= EXACT_INTEGER else "ok"
+    if isinstance(value, float):
+        return (value, None, "ok") if math.isfinite(value) else (None, None, str(value))
+    if isinstance(value, str):
+        return None, value, "text"
+    raise TypeError(f"{type(value).__name__} is neither number, text nor None: {value!r}")
+
+
+def decode(value: float | None, text: str | None, status: str) -> Scalar:
+    """The scalar that `encode` took."""
+    if status == "ok":
+        return value
+    if status == "text":
+        return text
+    if value is None:
+        return None if status == "null" else float(status)
+    return bool(value) if status == "bool" else int(value)
+
+
+def tidy_rows(connection: Connection, plan: str | None) -> list[dict[str, Any]]:
+    """One row a run and evaluation (one a run without any), in the order of plans, runs and evaluations.
+
+    Four queries whatever the number of runs.
+    """
+    chosen = sa.select(plans.c.id).where(plans.c.name == plan) if plan is not None else sa.select(plans.c.id)
+    wanted = sa.select(plan_stages.c.stage).where(plan_stages.c.plan.in_(chosen))
+    states: dict[str, str] = dict(
+        connection.execute(sa.select(stages.c.fingerprint, stages.c.state).where(stages.c.fingerprint.in_(wanted)))
+        .tuples()
+        .all()
+    )
+    values: dict[str, dict[str, Scalar]] = {}
+    columns = (summaries.c.stage, summaries.c.name, summaries.c.value, summaries.c.text, summaries.c.status)
+    measured = connection.execute(sa.select(*columns).where(summaries.c.stage.in_(wanted))).all()
+    for stage, name, value, text, status in measured:
+        values.setdefault(stage, {})[name] = value if status == "ok" else decode(value, text, status)
+    query = (
+        sa.select(plans.c.name, runs.c.name, runs.c.columns, runs.c.stages, runs.c.evaluations)
+        .join(plans, plans.c.id == runs.c.plan)
+        .where(runs.c.plan.in_(chosen))
+        .order_by(plans.c.id, runs.c.position)
+    )
+    return [row for run in connection.execute(query).all() for row in _rows_of_run(run, states, values)]
+
+
+def _rows_of_run(
+    run: Any, states: Mapping[str, str], values: Mapping[str, Mapping[str, Scalar]]
+) -> Iterator[dict[str, Any]]:
+    plan, name, columns, parts, static = run
+    shared = {part: stage for part, stage in parts.items() if part != "evaluations"}
+    united = dict(columns)
+    for part in sorted(shared, key=lambda part: ORDER.index(part) if part in ORDER else -1):
+        united |= values.get(shared[part], {})
+    degenerate = bool(values.get(shared.get("tokenizer", ""), {}).get("degenerate"))
+    common = [states.get(stage, "pending") for stage in shared.values()]
+    evaluations = parts.get("evaluations") or [None]
+    for position, evaluation in enumerate(evaluations):
+        own = static[position] if position < len(static) else {}
+        found = common if evaluation is None else [*common, states.get(evaluation, "pending")]
+        row = {"plan": plan, "run": name, "state": row_state(found, degenerate)}
+        yield {**row, **united, **own, **values.get(evaluation or "", {}), **row}
+
+
+def row_state(found: Iterable[str], degenerate: bool) -> str:
+    """A row's state from those of its stages; a cancelled stage makes it failed."""
+    states = set(found)
+    if states <= {"done"}:
+        return "degenerate" if degenerate else "done"
+    if "diverged" in states:
+        return "diverged"
+    if degenerate:
+        return "degenerate"
+    if states & {"failed", "cancelled"}:
+        return "failed"
+    return "running" if "running" in states else "pending"
