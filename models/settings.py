@@ -216,6 +216,9 @@ class TokenizerSettings(Settings):
     reconstruction: Literal["l1", "l2"] = Field("l2", description="pixel loss")
     crt: CrtSettings = Field(CrtSettings(), description="the causal predictor")
     revive: ReviveSettings = Field(ReviveSettings(), description="dead-code revival")
+    scale_jitter: float = Field(
+        0.0, ge=0, lt=1, description="each step trains on inputs this share smaller to larger, so that T may vary later"
+    )
     batch_images: int = Field(64, ge=1, description="images a step")
     lr: float = axis(1e-3, "peak learning rate of Adam", gt=0)
     betas: tuple[float, float] = Field((0.9, 0.95), description="Adam's betas")
@@ -270,6 +273,12 @@ class TokenizerSettings(Settings):
         """Side of the images that are encoded: resolution where T is the training grid, larger or smaller otherwise."""
         return self.grid * self.train_stride(resolution)
 
+    def train_grids(self, resolution: int) -> range:
+        """Sides of the token grids that training sees: that of `resolution`, and with `scale_jitter` those around it."""
+        grid = resolution // self.train_stride(resolution)
+        low, high = math.ceil(grid * (1 - self.scale_jitter)), math.floor(grid * (1 + self.scale_jitter))
+        return range(max(2, low), max(2, high) + 1) if self.scale_jitter else range(grid, grid + 1)
+
     def stem(self, stride: int) -> tuple[int, int]:
         """(patch of the stem, number of stride-2 stages behind it); their product of strides is `stride`."""
         patch = min(stride, 4)
@@ -320,13 +329,18 @@ class TokenizerSettings(Settings):
         return flops["crt"] / (flops["encoder"] + flops["decoder"])
 
     def training_flops(self, resolution: int) -> int:
-        """FLOPs of one full training, the quantiser's search once and the predictor only where it regularises."""
-        stride = self.train_stride(resolution)
-        flops = self.forward_flops(resolution // stride, stride)
-        image = TRAINING_PASSES * (flops["encoder"] + flops["decoder"]) + flops["quantizer"]
-        if self.crt_weight > 0:
-            image += TRAINING_PASSES * flops["crt"]
-        return image * self.steps(resolution) * self.batch_images
+        """FLOPs of one full training, the quantiser's search once and the predictor only where it regularises.
+
+        Under `scale_jitter` the mean over the grids, each as likely as another.
+        """
+        stride, grids = self.train_stride(resolution), self.train_grids(resolution)
+        images = 0.0
+        for grid in grids:
+            flops = self.forward_flops(grid, stride)
+            images += TRAINING_PASSES * (flops["encoder"] + flops["decoder"]) + flops["quantizer"]
+            if self.crt_weight > 0:
+                images += TRAINING_PASSES * flops["crt"]
+        return round(images / len(grids) * self.steps(resolution) * self.batch_images)
 
 
 DECODER_CHANNELS = 8  # channels at full resolution in front of the decoder's last convolution
@@ -475,9 +489,9 @@ class EvaluationSettings(Settings):
     features: Literal["shapes-cnn@1", "cnn"] = Field(
         "shapes-cnn@1", description="shapes-cnn@1: shipped, for `shapes`; cnn: trained on the data's labels as a stage"
     )
+    cnn_steps: int = Field(2_000, ge=1, description="training steps of `features: cnn`, of 64 images each")
     reference: ReferenceSettings = Field(ReferenceSettings(), description="the reference set")
     samples: int = Field(2_000, ge=2, description="images generated (and reconstructed) for FID")
     guidance: float = axis(1.0, "classifier-free guidance; 1 is none", ge=0)
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     metrics: tuple[Literal["fid", "kid"], ...] = Field(("fid", "kid"), description="fid | kid")
-    batch_images: int = Field(250, ge=1, description="images sampled at once; changes no result")

@@ -1,4 +1,4 @@
-"""What the loop of `models.training` trains: stage 1 (`TokenizerTask`) and stage 2 (`GeneratorTask`)."""
+"""What the loop of `models.training` trains: stage 1, stage 2, and the features of data without shipped ones."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.crt import crt_loss
+from models.features import ClassifierCnn
 from models.generator import Generator
 from models.settings import GeneratorSettings, LearningRate, TokenizerSettings
 from models.tokenizer import Tokenizer
 from models.training import batch_indices, cooldown_rate, cosine_rate, part_of
 
-ImageLoader = Callable[[np.ndarray], np.ndarray]  # indices int64 [n] -> images uint8 [n, 3, R, R]
-RENDER_STEPS = 16  # batches fetched from the source at once
+ImageLoader = Callable[[np.ndarray, int], np.ndarray]  # indices int64 [n], R -> images uint8 [n, 3, R, R]
+JITTER_STREAM = 1  # tells the draws of resolutions from other draws of (seed, step)
+FEATURE_BATCH = 64  # images a step of the feature network
 
 
 def to_float(images: np.ndarray, device: torch.device) -> Tensor:
@@ -37,13 +39,13 @@ class TokenizerTask:
         seed: int,
         device: torch.device,
     ) -> None:
-        """`load_images` renders training images of `resolution`; `images` is how many there are."""
+        """`load_images` renders training images at a resolution; `images` is how many there are."""
         torch.manual_seed(seed)
         self.settings, self.seed, self.device = settings, seed, device
+        self._grids = settings.train_grids(resolution)
         self.module = Tokenizer(settings, resolution).to(device)
         self.clip, self.steps = settings.clip, settings.steps(resolution)
         self._load_images, self._images = load_images, images
-        self._block: tuple[int, np.ndarray] | None = None
         self._latents: Tensor | None = None
         predictor = list(self.module.predictor.parameters())
         learned = {id(p) for p in predictor}
@@ -97,15 +99,10 @@ class TokenizerTask:
             moments[name][revived] = 0
 
     def _batch(self, step: int) -> np.ndarray:
-        """Images of a step, rendered RENDER_STEPS steps at a time."""
-        first = step - step % RENDER_STEPS
-        size = self.settings.batch_images
-        if self._block is None or self._block[0] != first:
-            steps = range(first, min(first + RENDER_STEPS, self.steps))
-            indices = np.concatenate([batch_indices(self.seed, s, size, self._images) for s in steps])
-            self._block = (first, self._load_images(indices))
-        offset = (step - first) * size
-        return self._block[1][offset : offset + size]
+        """Images of a step, at a resolution drawn from those that training sees."""
+        grid = self._grids[np.random.default_rng([self.seed, step, JITTER_STREAM]).integers(len(self._grids))]
+        rows = batch_indices(self.seed, step, self.settings.batch_images, self._images)
+        return self._load_images(rows, grid * self.module.stride)
 
 
 class GeneratorTask:
@@ -148,6 +145,44 @@ class GeneratorTask:
 
     def after_step(self, step: int) -> None:
         """Nothing follows a generator's step."""
+
+
+class FeatureTask:
+    """The network behind `features: cnn`: classes and thumbnails of the data's own training images."""
+
+    clip = 1.0
+
+    def __init__(
+        self,
+        load_images: ImageLoader,
+        load_labels: Callable[[np.ndarray], np.ndarray],
+        resolution: int,
+        images: int,
+        classes: int,
+        steps: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.seed, self.device, self.steps = seed, device, steps
+        self.module = ClassifierCnn(classes).to(device)
+        self._load_images, self._load_labels = load_images, load_labels
+        self._resolution, self._images = resolution, images
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "features": torch.optim.AdamW(self.module.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
+        }
+
+    def loss(self, step: int, part: int, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = batch_indices(self.seed, step, FEATURE_BATCH, self._images)[part_of(FEATURE_BATCH, part, parts)]
+        images = torch.from_numpy(self._load_images(rows, self._resolution)).to(self.device)
+        loss = self.module.loss(images, torch.from_numpy(self._load_labels(rows)).to(self.device))
+        return loss, {"loss": loss.detach()}
+
+    def rate(self, step: int) -> float:
+        return cosine_rate(step, self.steps, self.steps // 20)
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows a step."""
 
 
 def parameter_groups(module: Generator, settings: GeneratorSettings) -> list[dict[str, object]]:

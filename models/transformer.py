@@ -109,10 +109,10 @@ class Block(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    """Stack of blocks with a final norm: [batch, T, width] -> [batch, T, width], position i sees 0..i only."""
+    """Stack of blocks with a final norm: [batch, T, width] -> [batch, T, width], position i sees 0..i only.
 
-    cosine: Tensor
-    sine: Tensor
+    T is a square number: the positions are a raster. `grid` is the side of the sequences that `step` makes.
+    """
 
     def __init__(self, shape: TransformerShape, grid: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -120,19 +120,25 @@ class CausalTransformer(nn.Module):
         blocks = [Block(shape, dropout) for _ in range(shape.layers)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(shape.width, eps=1e-5)
-        angles = rotary_table(grid, shape.width // shape.heads)
-        self.register_buffer("cosine", angles.cos(), persistent=False)
-        self.register_buffer("sine", angles.sin(), persistent=False)
+        self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
         self.apply(_init_linear)
         for block in blocks:
             for branch in (block.attention.out, block.feed.down):
                 nn.init.normal_(branch.weight, std=INIT_STD / math.sqrt(2 * shape.layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.shape[1]
+        cosine, sine = self._rotations(math.isqrt(x.shape[1]), x.device)
         for block in self.blocks:
-            x = block(x, self.cosine[:tokens], self.sine[:tokens], None, 0)
+            x = block(x, cosine, sine, None, 0)
         return self.norm(x)
+
+    def _rotations(self, grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions of a grid, made once a grid and device."""
+        key = (grid, device)
+        if key not in self._tables:
+            angles = rotary_table(grid, self.shape.width // self.shape.heads).to(device)
+            self._tables[key] = (angles.cos(), angles.sin())
+        return self._tables[key]
 
     def caches(self, batch: int, like: Tensor) -> list[KVCache]:
         """Empty caches, one a layer, for `batch` sequences of up to T positions."""
@@ -141,7 +147,7 @@ class CausalTransformer(nn.Module):
 
     def step(self, x: Tensor, position: int, caches: list[KVCache]) -> Tensor:
         """One position [batch, 1, width] -> [batch, 1, width], reading and filling the caches."""
-        cosine, sine = self.cosine[position : position + 1], self.sine[position : position + 1]
+        cosine, sine = (table[position : position + 1] for table in self._rotations(self.grid, x.device))
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, cosine, sine, cache, position)
         return self.norm(x)

@@ -187,6 +187,23 @@ def test_a_tokenizer_that_cannot_be_is_refused(settings: dict[str, int], message
         TokenizerSettings(**settings)
 
 
+def test_scale_jitter_trains_on_the_grids_around_its_own_and_charges_their_mean() -> None:
+    plain, jittered = TokenizerSettings(), TokenizerSettings(scale_jitter=0.5)
+    assert list(plain.train_grids(16)) == [4]
+    assert list(jittered.train_grids(16)) == [2, 3, 4, 5, 6]
+    costs = [sum(jittered.forward_flops(grid, 4)[part] for part in ("encoder", "decoder")) for grid in range(2, 7)]
+    images = jittered.steps(16) * jittered.batch_images
+    quantizer = sum(jittered.forward_flops(grid, 4)["quantizer"] for grid in range(2, 7)) / 5
+    assert jittered.training_flops(16) == pytest.approx((3 * sum(costs) / 5 + quantizer) * images)
+
+
+def test_the_predictor_takes_the_latents_of_any_grid() -> None:
+    predictor = CausalPredictor(CrtSettings(), 8, 4)
+    for grid in (2, 3, 6):
+        latents = F.normalize(torch.randn(2, grid * grid, 8), dim=-1)
+        assert predictor(latents).shape == latents.shape
+
+
 def test_tokens_by_downsample_asks_for_a_stride_that_exists() -> None:
     assert TokenizerSettings(tokens_per_image=64, tokens_by="downsample").train_stride(16) == 2
     with pytest.raises(ValueError, match="no power of 2"):
