@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from models.features import FeatureExtractor
 from models.weights import tensor_hash
 
-KID_SUBSETS = 20  # torch-fidelity's 100 cost five times as much and tell no more at a few thousand images
+KID_SUBSETS = 10  # torch-fidelity's 100 cost ten times as much and tell no more at a few thousand images
 KID_SUBSET_IMAGES = 1_000
 RULES = {
     "fid": "torch-fidelity statistics and distance, float64",
