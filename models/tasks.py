@@ -18,6 +18,7 @@ from models.tokenizer import Tokenizer
 from models.training import batch_indices, cooldown_rate, cosine_rate, part_of
 
 ImageLoader = Callable[[np.ndarray, int], np.ndarray]  # indices int64 [n], R -> images uint8 [n, 3, R, R]
+BLOCK_BYTES = 64 * 2**20  # images fetched from the source at once: a call for each step would cost a fifth more
 JITTER_STREAM = 1  # tells the draws of resolutions from other draws of (seed, step)
 FEATURE_BATCH = 64  # images a step of the feature network
 
@@ -43,6 +44,9 @@ class TokenizerTask:
         torch.manual_seed(seed)
         self.settings, self.seed, self.device = settings, seed, device
         self._grids = settings.train_grids(resolution)
+        largest = settings.batch_images * 3 * resolution**2 * (1 + settings.scale_jitter) ** 2
+        self._block_steps = int(min(64, max(1, BLOCK_BYTES // largest)))
+        self._loaded: dict[int, np.ndarray] = {}
         self.module = Tokenizer(settings, resolution).to(device)
         self.clip, self.steps = settings.clip, settings.steps(resolution)
         self._load_images, self._images = load_images, images
@@ -100,9 +104,23 @@ class TokenizerTask:
 
     def _batch(self, step: int) -> np.ndarray:
         """Images of a step, at a resolution drawn from those that training sees."""
-        grid = self._grids[np.random.default_rng([self.seed, step, JITTER_STREAM]).integers(len(self._grids))]
-        rows = batch_indices(self.seed, step, self.settings.batch_images, self._images)
-        return self._load_images(rows, grid * self.module.stride)
+        if step not in self._loaded:
+            self._loaded = self._load_block(step - step % self._block_steps)
+        return self._loaded[step]
+
+    def _load_block(self, first: int) -> dict[int, np.ndarray]:
+        """Batches of the steps from `first` on, one call of the source for each resolution among them."""
+        size = self.settings.batch_images
+        steps_at: dict[int, list[int]] = {}
+        for step in range(first, min(first + self._block_steps, self.steps)):
+            draw = np.random.default_rng([self.seed, step, JITTER_STREAM]).integers(len(self._grids))
+            steps_at.setdefault(self._grids[draw] * self.module.stride, []).append(step)
+        loaded: dict[int, np.ndarray] = {}
+        for resolution, steps in steps_at.items():
+            rows = np.concatenate([batch_indices(self.seed, step, size, self._images) for step in steps])
+            images = self._load_images(rows, resolution)
+            loaded |= {step: images[i * size : (i + 1) * size] for i, step in enumerate(steps)}
+        return loaded
 
 
 class GeneratorTask:

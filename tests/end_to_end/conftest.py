@@ -21,19 +21,19 @@ ROOT = Path(__file__).resolve().parents[2]
 PLAN = """
 plan: small
 extends: tiny@1
-data: {source: shapes, resolution: 16, train_images: 4_096, validation_images: 512}
+data: {source: shapes, resolution: 16, train_images: 4_096, validation_images: 256}
 tokenizer:
   codebook_size: 32
   width: 16
-  images_seen: 16_000
+  images_seen: 9_600
   arms: {base: {}, crt: {crt_weight: 0.1, crt: {flops_matched: false}}}
 generator:
   size: [16x1, 16x2, 32x2]
   images_seen: [1_024, 2_048, 4_096]
 evaluation:
-  reference: {split: held-out, images: 600}
+  reference: {split: held-out, images: 400}
   samples: 200
-resources: {executor: inline, workers: 1, checkpoint_seconds: 0.001}
+resources: {executor: inline, workers: 1, checkpoint_seconds: 0.05}
 """
 # what two runs of one plan may differ in: times, places and how often something was tried
 UNSTABLE = ("seconds",)

@@ -33,7 +33,9 @@ LABELS = np.random.default_rng(2).integers(0, 3, 200)
 def tokenizer_task(**settings: Any) -> TokenizerTask:
     values = {"width": 16, "codebook_size": 16, "images_seen": 960, "batch_images": 16, "crt_weight": 0.1}
     chosen = TokenizerSettings(**(values | {"revive": {"every": 10}, "crt": {"flops_matched": False}} | settings))
-    return TokenizerTask(chosen, 16, lambda rows, resolution: IMAGES[rows][..., :resolution, :resolution], len(IMAGES), 3, CPU)
+    return TokenizerTask(
+        chosen, 16, lambda rows, resolution: IMAGES[rows][..., :resolution, :resolution], len(IMAGES), 3, CPU
+    )
 
 
 def generator_task(**settings: Any) -> GeneratorTask:
