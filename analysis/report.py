@@ -26,11 +26,10 @@ from analysis.optimum import (
     round_computes,
     shared_range,
 )
-from analysis.printing import render_text
 from analysis.summaries import ArmSummary, Curve, Quantity, mean, reconstructions, summarise
 from analysis.table import METRICS, select
 
-__all__ = ["ArmSummary", "Curve", "FitReport", "Quantity", "fit_report", "render_text"]
+__all__ = ["ArmSummary", "Curve", "FitReport", "Quantity", "fit_report"]
 
 
 @dataclass(frozen=True)

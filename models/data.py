@@ -23,19 +23,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from models.settings import DataSettings, SceneSettings
+from models.shapes import Shapes
+from models.splits import SPLITS, DataError, checked_indices, split_number, split_of
 
-SPLITS = ("train", "validation", "held-out")
-SPLIT_TENTHS = (8, 1, 1)  # of ten equally likely hash values
 RECIPE = 1  # raised when the same files give other pixels or another split
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 CACHE_BYTES = 2**30  # decoded images of one resolution are kept in memory up to this
 _FEWEST = 2  # images a split or a class must have: a covariance and a comparison need two
 
 Signature = tuple[tuple[str, int, int], ...]
-
-
-class DataError(ValueError):
-    """Images that cannot be used as asked for: one line that says what, where, and what to do."""
 
 
 @runtime_checkable
@@ -90,8 +86,6 @@ _opened: dict[tuple[str, Path], tuple[Signature, bool, ImageSource]] = {}
 
 @lru_cache(maxsize=8)
 def _open_shapes(scene: SceneSettings) -> ImageSource:
-    from models.shapes import Shapes  # shapes uses this module's errors and splits
-
     return Shapes(scene)
 
 
@@ -101,31 +95,6 @@ def _signature(path: Path) -> Signature:
     return tuple(
         (str(entry), (found := entry.stat()).st_size, found.st_mtime_ns) for entry in entries if entry.exists()
     )
-
-
-def split_number(split: str) -> int:
-    """Position of a split's name in SPLITS. Raises DataError for any other name."""
-    if split not in SPLITS:
-        raise DataError(f"no split {split!r}: the splits are {', '.join(SPLITS)}")
-    return SPLITS.index(split)
-
-
-def split_of(tenths: np.ndarray) -> np.ndarray:
-    """Split numbers [n] of values 0 .. 9 [n]."""
-    return np.searchsorted(np.cumsum(SPLIT_TENTHS), tenths, side="right")
-
-
-def checked_indices(indices: np.ndarray, size: int | None, split: str) -> np.ndarray:
-    """`indices` as int64 [n]. Raises DataError where one is negative or at `size` or above."""
-    checked = np.asarray(indices)
-    if checked.ndim != 1 or not (np.issubdtype(checked.dtype, np.integer) or checked.size == 0):
-        raise DataError(f"indices must be a row of integers, got {checked.dtype} of shape {checked.shape}")
-    checked = checked.astype(np.int64)
-    if checked.size and (checked.min() < 0 or (size is not None and checked.max() >= size)):
-        worst = int(checked.min() if checked.min() < 0 else checked.max())
-        limit = "any index from 0" if size is None else f"{size} images"
-        raise DataError(f"no image {worst} in split {split!r}, which has {limit}")
-    return checked
 
 
 def square(image: Image.Image, resolution: int) -> np.ndarray:

@@ -12,60 +12,15 @@ three forward passes (one forward, two for the backward). Attention counts the f
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from models.fields import Settings, axis, location, read_range
+from models.sizes import TransformerShape, parse_size
 
 TRAINING_PASSES = 3  # one forward and a backward of twice its cost
-
-
-def axis(default: Any, description: str, **limits: Any) -> Any:
-    """A field that a plan may give as a list of values to sweep."""
-    return Field(default, description=description, json_schema_extra={"axis": True}, **limits)
-
-
-def location(description: str) -> Any:
-    """A field that says where something lies: takes ${VAR}, never enters an identity."""
-    return Field(None, description=description, json_schema_extra={"location": True})
-
-
-def later(default: Any, description: str, **limits: Any) -> Any:
-    """A field added after results existed: it enters an identity only where it differs from its default.
-
-    Its default must be the behaviour from before the field existed.
-    """
-    return Field(default, description=description, json_schema_extra={"later": True}, **limits)
-
-
-class Settings(BaseModel):
-    """Base of all settings: unknown keys refused, immutable, defaults checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    def identity(self, *, leave_out: frozenset[str] = frozenset()) -> dict[str, Any]:
-        """What of these settings decides a result, as JSON values: all but locations and the fields in `leave_out`."""
-        kept: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
-            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-            value = getattr(self, name)
-            unchanged = extra.get("later") and value == field.default
-            if name in leave_out or extra.get("location") or unchanged:
-                continue
-            kept[name] = value.identity() if isinstance(value, Settings) else self.model_dump(mode="json")[name]
-        return kept
-
-
-def _range(value: Any) -> Any:
-    """Read `1-2`, `1.0..4.0` or a single number as a (low, high) pair; leave the rest to the type."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return (value, value)
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(-?[\d.]+?)\s*(?:-|\.\.)\s*(-?[\d.]+)\s*", value)
-        if match:
-            return (float(match[1]), float(match[2]))
-    return value
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -86,7 +41,7 @@ class SceneSettings(Settings):
     @field_validator("objects", mode="before")
     @classmethod
     def _objects(cls, value: Any) -> Any:
-        return _range(value)
+        return read_range(value)
 
     @model_validator(mode="after")
     def _ordered(self) -> SceneSettings:
@@ -113,46 +68,6 @@ class DataSettings(Settings):
         if self.source != "shapes" and not self.path:
             raise ValueError(f"source {self.source} needs `path`")
         return self
-
-
-# --------------------------------------------------------------------------------------- transformer
-
-
-class TransformerShape(Settings):
-    """Width, depth and heads of a Llama-style stack; SwiGLU hidden size follows from the width."""
-
-    width: int = Field(..., ge=8, description="model width d")
-    layers: int = Field(..., ge=1, description="blocks")
-    heads: int = Field(..., ge=1, description="attention heads")
-    multiple_of: int = Field(16, ge=1, description="SwiGLU hidden size is 8/3 d rounded up to this")
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> TransformerShape:
-        if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide width {self.width}")
-        if (self.width // self.heads) % 4:
-            raise ValueError(
-                f"width {self.width} over {self.heads} heads is {self.width // self.heads} dimensions a head; "
-                "2-D RoPE needs a multiple of 4"
-            )
-        return self
-
-    @property
-    def hidden(self) -> int:
-        """SwiGLU hidden size: 8/3 d rounded up (Llama; LlamaGen rounds to 256)."""
-        return self.multiple_of * math.ceil(int(8 * self.width / 3) / self.multiple_of)
-
-    def block_matmul_params(self) -> int:
-        """Weights of all matrix products in the stack: attention 4 d^2 and SwiGLU 3 d h a layer."""
-        return self.layers * (4 * self.width**2 + 3 * self.width * self.hidden)
-
-    def norm_params(self) -> int:
-        """RMSNorm gains: two a layer, the query and key norms a head dimension each, one at the end."""
-        return self.layers * (2 * self.width + 2 * (self.width // self.heads)) + self.width
-
-    def forward_flops(self, tokens: int) -> int:
-        """Exact matmul FLOPs of the stack on one sequence of `tokens` positions (attention's square in full)."""
-        return 2 * self.block_matmul_params() * tokens + 4 * self.layers * tokens**2 * self.width
 
 
 # ----------------------------------------------------------------------------------------- tokenizer
@@ -274,7 +189,7 @@ class TokenizerSettings(Settings):
         return self.grid * self.train_stride(resolution)
 
     def train_grids(self, resolution: int) -> range:
-        """Sides of the token grids that training sees: that of `resolution`, and with `scale_jitter` those around it."""
+        """Sides of the token grids training sees: that of `resolution`, and under `scale_jitter` those around it."""
         grid = resolution // self.train_stride(resolution)
         low, high = math.ceil(grid * (1 - self.scale_jitter)), math.floor(grid * (1 + self.scale_jitter))
         return range(max(2, low), max(2, high) + 1) if self.scale_jitter else range(grid, grid + 1)
@@ -347,52 +262,6 @@ DECODER_CHANNELS = 8  # channels at full resolution in front of the decoder's la
 
 
 # ----------------------------------------------------------------------------------------- generator
-
-PAPER_SIZES: Mapping[str, tuple[int, int, int]] = {  # name: (width, layers, heads), paper Table 2
-    "52M": (640, 6, 10),
-    "81M": (704, 9, 11),
-    "111M": (768, 12, 12),
-    "212M": (896, 18, 14),
-    "343M": (1024, 24, 16),
-    "517M": (1152, 30, 18),
-    "775M": (1280, 36, 20),
-}
-
-
-def parse_size(size: str | Mapping[str, int] | TransformerShape) -> TransformerShape:
-    """A generator's shape from a name (`111M`), `WIDTHxLAYERS`, or {width, layers, heads}.
-
-    Without `heads`, a head has 16 dimensions below width 128, 32 below 512, 64 above. Raises ValueError.
-    """
-    if isinstance(size, TransformerShape):
-        return size
-    if isinstance(size, Mapping):
-        unknown = set(size) - {"width", "layers", "heads"}
-        if unknown or not {"width", "layers"} <= set(size):
-            raise ValueError(f"size {dict(size)} must have the keys width and layers, and may have heads")
-        width, layers, heads = int(size["width"]), int(size["layers"]), size.get("heads")
-        return _shape(width, layers, heads)
-    if size in PAPER_SIZES:
-        width, layers, heads = PAPER_SIZES[size]
-        return _shape(width, layers, heads)
-    match = re.fullmatch(r"(\d+)x(\d+)", str(size))
-    if not match:
-        names = ", ".join(PAPER_SIZES)
-        raise ValueError(
-            f"size {size!r} is neither WIDTHxLAYERS (64x3), a name ({names}), nor {{width, layers, heads}}"
-        )
-    return _shape(int(match[1]), int(match[2]), None)
-
-
-def _shape(width: int, layers: int, heads: int | None) -> TransformerShape:
-    if heads is None:
-        head = 16 if width < 128 else 32 if width < 512 else 64
-        if width % head:
-            raise ValueError(
-                f"width {width} is no multiple of its {head} dimensions a head; give {{width, layers, heads}}"
-            )
-        heads = width // head
-    return TransformerShape(width=width, layers=layers, heads=heads, multiple_of=256 if width >= 512 else 16)
 
 
 class LearningRate(Settings):

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from models.data import SPLITS, DataError, checked_indices, split_number, split_of
 from models.rendering import DIRECTIONS, render
 from models.settings import SceneSettings
+from models.splits import SPLITS, DataError, checked_indices, split_number, split_of
 
 RECIPE = 1  # raised when the same (seed, split, index) gives other pixels
 KINDS = ("disc", "square", "triangle", "cross", "ring")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.settings import TransformerShape
+from models.sizes import TransformerShape
 
 ROPE_BASE = 10_000.0
 INIT_STD = 0.02

@@ -18,7 +18,8 @@ def fit_plan(store: Store, plan: str, metric: str, resamples: int, plots: Path |
 
     Draws into `plots` and stores the fit in full precision with the points it saw. Raises TableError, FitError.
     """
-    from analysis.report import fit_report, render_text
+    from analysis.printing import render_text
+    from analysis.report import fit_report
 
     table = store.load_runs(plan)
     report = fit_report(table, metric, resamples=resamples)

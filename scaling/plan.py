@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from models.fields import Settings
 from models.settings import (
     DataSettings,
     EvaluationSettings,
     GeneratorSettings,
-    Settings,
     TokenizerSettings,
     location,
 )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from models.settings import Settings
+from models.fields import Settings
 
 _TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "none": "null"}
 _TYPE_NAMES |= {"tuple": "a list", "model": "text or a mapping"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models.settings import PAPER_SIZES, GeneratorSettings, TransformerShape, parse_size
+from models.settings import GeneratorSettings
+from models.sizes import PAPER_SIZES, TransformerShape, parse_size
 
 _ALWAYS_NAMED = ("size", "images_seen")  # every run's name has these, by value alone
 

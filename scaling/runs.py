@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from models.settings import DataSettings, EvaluationSettings, GeneratorSettings, Settings, TokenizerSettings
+from models.fields import Settings
+from models.settings import DataSettings, EvaluationSettings, GeneratorSettings, TokenizerSettings
 
 ARM = "tokenizer.arm"  # the key under which conditions and axes name a plan's arms
 

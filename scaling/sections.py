@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from models.settings import Settings
+from models.fields import Settings
 from scaling.plan_keys import Leaf, groups, leaves, nest, nested_model
 from scaling.run_names import label
 from scaling.yaml_nodes import Mark, Node, Problems, did_you_mean

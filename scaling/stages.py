@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.settings import TRAINING_PASSES, DataSettings, EvaluationSettings
 from models.weights import TRAINED
+from scaling.run_names import size_name
 
 if TYPE_CHECKING:
     from scaling.plan import Evaluation, Plan, Run
@@ -243,7 +244,7 @@ class _Builder:
             "tokens_per_image": length,
             "crt_weight": tok.crt_weight,
             "tokens_by": tok.tokens_by,
-            "size": f"{gen.size.width}x{gen.size.layers}",
+            "size": size_name(gen.size),
             "width": gen.size.width,
             "layers": gen.size.layers,
             "images_seen": gen.images_seen,

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from synthetic_sweep import LAWS, sweep
 
-from analysis.report import fit_report, render_text
+from analysis.printing import render_text
+from analysis.report import fit_report
 
 PAIR = {name: LAWS[name] for name in ("base", "crt")}
 

@@ -139,7 +139,7 @@ def test_a_worker_killed_in_the_middle_of_a_stage_is_resumed_bit_identical_on_ra
 
 
 class _Killer(threading.Thread):
-    """Kills with SIGKILL a worker that has saved a checkpoint in a stage of a kind, until a stage needs a second try."""
+    """Kills a worker that has saved a checkpoint in a stage of its kind, until a stage needs a second try."""
 
     def __init__(self, study: Study, kind: str) -> None:
         super().__init__(daemon=True)

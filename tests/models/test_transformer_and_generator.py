@@ -6,7 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.generator import Generator, invert, sampling_noise
-from models.settings import PAPER_SIZES, GeneratorSettings, parse_size
+from models.settings import GeneratorSettings
+from models.sizes import PAPER_SIZES, parse_size
 from models.transformer import rotary_table
 
 GRID, CODES, CLASSES = 4, 32, 3
@@ -128,6 +129,7 @@ def test_the_paper_s_sizes_have_the_paper_s_counts(name: str) -> None:
         ("64by3", "WIDTHxLAYERS"),
         ("60x2", "multiple"),
         ({"width": 64}, "width and layers"),
+        ({"width": None, "layers": 2}, "whole numbers"),
         ({"width": 64, "layers": 2, "heads": 5}, "divide"),
     ],
 )

@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.settings import TokenizerSettings, TransformerShape, parse_size
+from models.settings import TokenizerSettings
+from models.sizes import TransformerShape, parse_size
 from scaling.plan import Plan, PlanError, parse_plan
 from scaling.run_names import count_name, label, size_name
 from scaling.sections import parse_count

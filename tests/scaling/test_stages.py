@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.settings import DataSettings, Settings, later
+from models.fields import Settings, later
+from models.settings import DataSettings
 from scaling import stages
 from scaling.plan import Plan, parse_plan
 from scaling.runs import Run
