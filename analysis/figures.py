@@ -32,6 +32,7 @@ from analysis.table import by_run, select
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DECIDED = 0.95
+_PLATE: dict[str, Any] = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
 TICKS = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5), (1, 2, 5), (1,))
 MOST_TICKS = 8
 RFID_IN_SIGHT = 1.8  # an rFID lower than the lowest metric by more than this factor is named at the edge, not reached
@@ -71,7 +72,7 @@ def fid_compute(report: FitReport, df: pd.DataFrame) -> Figure:
         if report.metric == "loss":
             axes.set_ylim(bottom=axes.get_ylim()[0] * 0.8)
             axes.set_ylabel("loss, nats/token (log; arms do not compare)")
-        axes.legend(handles=_keys(report, arms), frameon=False, loc="lower left", borderaxespad=0.1)
+        axes.legend(handles=_keys(report, arms), loc="lower left", borderaxespad=0.1, **_PLATE)
         axes.set_title(_title(report), loc="left")
         if strip is not None:
             _draw_strip(strip, axes, report)
@@ -116,7 +117,7 @@ def fid_optimum(report: FitReport, df: pd.DataFrame) -> Figure:
         for axes in panels:
             for change in report.changes:
                 axes.axvline(change.compute, color="0.35", lw=0.8, ls=":", zorder=1)
-        panels[0].legend(frameon=False, title="thick where best", title_fontsize=8, loc="upper right")
+        panels[0].legend(title="thick where best", title_fontsize=8, loc="upper right", **_PLATE)
         panels[0].set_title(f"{report.plan}: what to train at a given compute (grey: trained range)", loc="left")
         panels[2].set_xlabel(_footer(report))
     return figure
@@ -301,11 +302,11 @@ def _keys(report: FitReport, arms: list[tuple[ArmSummary, Curve]]) -> list[Line2
 
 def _title(report: FitReport) -> str:
     errors = [arm.held_out for arm in report.arms if arm.held_out is not None]
-    text = f"{report.plan}: {NAMES[report.column]} by generator compute"
+    text = f"{report.plan}: {NAMES[report.column]}"
     if errors:
         text += f"; largest size predicted to {percent(min(errors))}-{percent(max(errors))}"
         right, tested = report.ranked
-        text += f", {right} of {tested} pairs ranked right" if tested and report.metric == "fid" else ""
+        text += f", {right} of {tested} pairs right" if tested and report.metric == "fid" else ""
     return textwrap.fill(text, 92)
 
 

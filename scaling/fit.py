@@ -35,7 +35,7 @@ def fit_plan(store: Store, plan: str, metric: str, resamples: int, plots: Path |
     )
     figures = draw(report, table, metric, plots) if plots is not None else ["none asked for"]
     stored = f"stored as fit {number} ({len(points)} points)"
-    return f"{render_text(report)}\n\nFIGURES     {'  '.join(figures)}        {stored}", numbers
+    return f"{render_text(report).rstrip()}\n\nFIGURES     {'  '.join(figures)}        {stored}", numbers
 
 
 def draw(report: FitReport, table: pd.DataFrame, metric: str, plots: Path) -> list[str]:
