@@ -66,11 +66,15 @@ def test_the_quickstart_shows_the_orderings_that_any_sane_study_must(undisturbed
     by_arm = table.groupby("arm").first()
     assert by_arm.loc["base", "rfid"] > by_arm.loc["more-tokens", "rfid"]
     losses = table.pivot_table(index=["arm", "images_seen"], columns="params_body", values="loss")
-    assert (losses.diff(axis=1).iloc[:, 1:] < 0).all(axis=None)
+    longest = losses.xs(table["images_seen"].max(), level="images_seen")
+    for ordered in (longest, losses.groupby("arm").mean()):
+        assert (ordered.diff(axis=1).iloc[:, 1:] < 0).all(axis=None)
     for _, runs in table.groupby("arm"):
-        ordered = runs.sort_values("compute")
-        assert ordered["gfid"].corr(ordered["compute"], method="spearman") < -0.8
-        assert ordered["gfid"].iloc[-1] < 0.8 * ordered["gfid"].iloc[0]
+        by_size = runs[runs["images_seen"] == runs["images_seen"].max()].sort_values("params")["gfid"]
+        by_length = runs[runs["params"] == runs["params"].max()].sort_values("images_seen")["gfid"]
+        assert by_size.is_monotonic_decreasing
+        assert by_length.is_monotonic_decreasing
+        assert runs["gfid"].corr(runs["compute"], method="spearman") < -0.6
     fit = undisturbed[0].run("fit", "--metric", "fid", timeout=300)
     assert fit.returncode == 0, fit.stderr
     assert "OPTIMUM BY GENERATOR COMPUTE" in fit.stdout
