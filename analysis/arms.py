@@ -71,7 +71,7 @@ def fit_arms(table: pd.DataFrame, column: str, resamples: int, seed: int) -> tup
     found = []
     for (name, runs, fit), spread, stream in zip(fits, noise, streams, strict=False):
         try:
-            draws = fit.bootstrap(resamples, int(stream), "noise", spread)
+            draws = fit.draws(resamples, int(stream), "noise", spread)
         except FitError as error:
             left.append(LeftOut(name, str(error)))
             continue

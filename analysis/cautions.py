@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.arms import ArmFit
-from analysis.fitting import COMFORTABLE_SCALES, interval
+from analysis.fitting import interval
+from analysis.inputs import COMFORTABLE_SCALES
 from analysis.optimum import Recommendation
 
 LOST_LIMIT = 0.10  # share of an arm's finished runs diverged or degenerate above which no optimum is named

@@ -14,7 +14,7 @@ from scipy.interpolate import PchipInterpolator
 
 from analysis.fitting import Draws, Fit, interval
 from analysis.laws import Array
-from analysis.solver import Solution
+from analysis.solver import Solution, stack
 
 BEYOND_SIZES = 4.0  # the best N is sought up to this factor outside the trained sizes
 GRID = 241
@@ -52,7 +52,7 @@ def fitted_arm(
     log_k = np.log(compute) - log_n - np.log(fit.x[:, 1])
     sizes = np.asarray(np.unique(np.round(log_n, 9)), dtype=np.float64)
     flops = np.array([float(log_k[np.abs(log_n - size) < 1e-6].mean()) for size in sizes], dtype=float)
-    both = solution or stack(fit.solution, draws.solution)
+    both = solution or stack([fit.solution, draws.solution])
     return Arm(
         name,
         both,
@@ -63,12 +63,6 @@ def fitted_arm(
         tokens,
         fit.residual,
     )
-
-
-def stack(first: Solution, second: Solution) -> Solution:
-    """Two batches of solutions as one."""
-    names = Solution.__dataclass_fields__
-    return Solution(*(np.concatenate([getattr(first, name), getattr(second, name)]) for name in names))
 
 
 @dataclass(frozen=True)

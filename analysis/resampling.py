@@ -1,7 +1,8 @@
 """Draws of what the same runs might have measured again: values and weights for a batch of refits. No fitting here.
 
-Three schemes, each with its unit of resampling:
-- `case`: rows drawn with replacement, as multinomial weights. For tables of about 30 points or more.
+Each scheme has its unit of resampling:
+- `case`: rows, or whole clusters, drawn with replacement, as multinomial weights. For about 30 of them or more.
+- `wild`: residuals turned and scaled by Webb's six-point weights, one a cluster (a row where there is one cluster).
 - `noise`: new log residuals around the fitted law. For a small fixed design such as 4 sizes x 3 lengths, where a case
   draw can lose a whole size. The noise variance itself is drawn from its scaled inverse chi-square, so that 7 degrees
   of freedom give Student-wide intervals.
@@ -64,9 +65,31 @@ def estimate_noise(residuals: list[Array], clusters: list[np.ndarray], parameter
     return [Noise(run, dof, between, freedom, max(size, 1.0)) for run, dof in own]
 
 
-def case_weights(rng: np.random.Generator, count: int, resamples: int) -> Array:
-    """Multinomial weights [resamples, count] of rows drawn with replacement."""
-    return rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
+def case_weights(rng: np.random.Generator, clusters: np.ndarray, resamples: int) -> Array:
+    """Multinomial weights [resamples, n] of clusters [n] drawn with replacement; of rows where there is one cluster."""
+    labels, index = np.unique(clusters, return_inverse=True)
+    if len(labels) == 1:
+        index = np.arange(len(clusters))
+    count = int(index.max()) + 1
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
+    return np.asarray(drawn[:, index], dtype=float)
+
+
+WEBB = np.sqrt([1.5, 1.0, 0.5])  # and their negatives: Webb 2023, for few clusters
+
+
+def wild_values(
+    rng: np.random.Generator, fitted: Array, residuals: Array, leverage: Array, clusters: np.ndarray, resamples: int
+) -> Array:
+    """Values [resamples, n]: fitted ones times exp of residuals / (1 - leverage), a Webb weight a cluster.
+
+    Residuals [n] are of ln y; dividing by 1 - leverage is the HC3 correction, the one that covers at 12 points.
+    """
+    labels, index = np.unique(clusters, return_inverse=True)
+    if len(labels) == 1:
+        index = np.arange(len(clusters))
+    signs = rng.choice(np.r_[WEBB, -WEBB], size=(resamples, int(index.max()) + 1))
+    return np.asarray(np.exp(np.log(fitted) + residuals / (1 - leverage) * signs[:, index]))
 
 
 def noise_values(rng: np.random.Generator, fitted: Array, clusters: np.ndarray, noise: Noise, resamples: int) -> Array:

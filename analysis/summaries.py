@@ -11,7 +11,6 @@ import pandas as pd
 
 from analysis.arms import ArmFit
 from analysis.fitting import interval
-from analysis.laws import Array, envelope_exponent
 from analysis.optimum import envelope
 
 CURVE_POINTS = 121
@@ -72,7 +71,7 @@ def mean(rows: pd.DataFrame, column: str) -> float | None:
 
 def _facts(name: str, rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
     """What an arm is: its knobs, its rFID, the bits of its code."""
-    pixels = _pixels(table)
+    pixels = pixels_compared(table)
     codes, tokens = mean(rows, "codebook_size"), mean(rows, "tokens_per_image")
     bits = tokens * math.log2(codes) if codes and tokens else None
     return {
@@ -88,7 +87,7 @@ def _facts(name: str, rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]
     }
 
 
-def _pixels(table: pd.DataFrame) -> float | None:
+def pixels_compared(table: pd.DataFrame) -> float | None:
     """Pixels compared an image, from the loss in nats an image and in bits a pixel; None where either is missing."""
     if not {"loss_per_image", "bits_per_pixel"} <= set(table.columns):
         return None
@@ -100,11 +99,7 @@ def _pixels(table: pd.DataFrame) -> float | None:
 
 def summarise(fit: ArmFit, table: pd.DataFrame, seed: int) -> ArmSummary:
     """A fitted arm's row, with intervals from its draws and its curve; `seed` draws the noise of the band."""
-    draws = fit.draws.solution
-    of_draws: dict[str, Array] = {"E": draws.floor}
-    of_draws |= {name: draws.amplitudes[:, j] for j, name in enumerate(fit.fit.law.amplitudes)}
-    of_draws |= {name: draws.exponents[:, j] for j, name in enumerate(fit.fit.law.exponents)}
-    of_draws["exponent"] = envelope_exponent(draws.exponents[:, 0], draws.exponents[:, 1])
+    of_draws = fit.draws.solution.named()
     params = {name: Quantity(fit.fit.params[name], *interval(values)) for name, values in of_draws.items()}
     held = fit.held_out
     noise = fit.draws.noise.cluster if fit.draws.noise and fit.draws.noise.between_dof else None

@@ -45,7 +45,7 @@ def compute_to_reach(name: str, value: float) -> float:
 def arm(name: str, noise: float = 0.0, seed: int = 0):
     rows = sweep(noise, seed, {name: LAWS[name]})
     fit = fit_law(rows, y="gfid")
-    draws = fit.bootstrap(200, seed, "noise")
+    draws = fit.draws(200, seed, "noise")
     return fitted_arm(
         name, fit, draws, rows["compute"].to_numpy(), rows["images_seen"].to_numpy(), int(LAWS[name]["T"])
     )

@@ -7,7 +7,7 @@ from analysis.resampling import Noise, case_weights, estimate_noise, noise_value
 
 
 def test_case_weights_keep_the_number_of_rows():
-    weights = case_weights(np.random.default_rng(0), 12, 50)
+    weights = case_weights(np.random.default_rng(0), np.zeros(12), 50)
     assert weights.shape == (50, 12)
     assert (weights.sum(axis=1) == 12).all()
 
@@ -54,10 +54,10 @@ def test_intervals_of_a_small_grid_cover_the_truth_about_as_often_as_they_say(to
     for seed in range(60):
         rows = sweep(seed=seed, laws=law, tokenizer_seeds=tokenizer_seeds, seed_noise=0.02 * (tokenizer_seeds > 1))
         fit = fit_law(rows, y="gfid", cluster="tokenizer_seed")
-        draws = fit.bootstrap(100, seed).solution
+        draws = fit.draws(100, seed).solution
         inside, edge = np.array([[60_000, 40_000 * 16.0]]), np.array([[164_000, 64_000 * 16.0]])
         for x in (inside, edge):
-            values = fit.law.evaluate(x, draws.floor, draws.amplitudes, draws.exponents)[:, 0]
+            values = fit.law.value(x, draws.theta)[:, 0]
             low, high = interval(values)
             covered.append(low <= true_value(LAWS["base"], x[0, 0], x[0, 1]) <= high)
     assert 0.88 <= np.mean(covered) <= 0.995
