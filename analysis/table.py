@@ -80,6 +80,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("bias_floor", "FID", "expected FID of that many perfect samples: finite-sample bias", "size"),
     Column("resize_fid", "FID", "of images only resized as this arm's outputs are", "size"),
     Column("seconds", "s", "wall time of the run's generator", "size"),
+    Column("finished", "s", "Unix time at which the run's last stage ended", "size"),
 )
 BY_NAME = {column.name: column for column in COLUMNS}
 METRICS = {"fid": "gfid", "loss": "loss", "rfid": "rfid"}  # word in a command -> column

@@ -196,6 +196,39 @@ def export(
     say(f"wrote {path}: {len(table)} rows, {len(table.columns)} columns")
 
 
+@app.command("import")
+def import_table(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="table: .csv, .csv.gz, .tsv, .parquet or .json")],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="what the others know it by: --plan NAME")],
+    maps: Annotated[
+        list[str] | None, typer.Option("--map", metavar="COLUMN=SOURCE", help="which column is which")
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="COLUMN=VALUE", help="a constant, or a formula over columns")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be recorded, write nothing")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="take the place of an import of that name")] = False,
+    db: Database = DATABASE,
+    json_: AsJson = False,
+) -> None:
+    """Take in a table from elsewhere: its rows are fitted, shown and exported like a plan's."""
+    from scaling.import_preview import fit_metric, render_preview, summary
+    from scaling.importing import prepare
+    from scaling.kept_imports import keep, open_target
+
+    table = prepare(file, name, maps or (), sets or ())
+    with open_target(db, dry_run=dry_run) as store:
+        if store is not None:
+            store.check_import_name(name, replace=replace)
+        say(render_preview(table))
+        folder = keep(store, table, Path.cwd(), replace=replace) if store is not None and not dry_run else None
+    if json_:
+        print(json.dumps(summary(table) | {"folder": str(folder) if folder else None}))
+    if folder is not None:
+        chosen = f" --db {db}" if db != DATABASE else ""
+        say(f"kept in {os.path.relpath(folder)}; next: scaling fit --metric {fit_metric(table)} --plan {name}{chosen}")
+
+
 def _open(database: str, *, readonly: bool = True) -> Store:
     from scaling.store import Store
 
@@ -207,7 +240,8 @@ def _plans(store: Store) -> list[str]:
 
 
 def _plan_name(store: Store, given: str | None) -> str:
-    names = _plans(store)
+    """The plan or import that was named, or the only one there is."""
+    names = [*_plans(store), *(one.name for one in store.imports())]
     if given is None and len(names) == 1:
         return names[0]
     if given not in names:

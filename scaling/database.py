@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine
 
-from scaling.schema import HEAD, VERSION_TABLE, metadata
+from scaling.schema import HEAD, OLDER_READABLE, VERSION_TABLE, metadata
 
 T = TypeVar("T")
 
@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 
 class StoreError(Exception):
     """The database cannot be used as asked; the message is one line that says what to do."""
+
+
+class NoResults(StoreError):
+    """There is no database, or an empty one."""
 
 
 class Database:
@@ -136,14 +140,16 @@ def _log_of(path: Path) -> Path:
 def open_database(location: str | Path, *, create: bool, readonly: bool) -> tuple[Engine, Path | None]:
     """The (engine, path or None for a server) of a path or URL, at this version's schema. Raises StoreError.
 
-    `create` makes and migrates. Without it a missing database is refused, and so is any other schema than this one's.
+    `create` makes a missing database. An older one is brought up to date where it is opened for writing, and read as it
+    is where it is not; a newer one is refused.
     """
     url = _url(location)
     path = Path(url.database).absolute() if url.get_backend_name() == "sqlite" and url.database else None
     if path is not None:
         if not path.is_file() and (path.exists() or not create):
-            hint = "is not a file" if path.exists() else "no results yet; run `scaling sweep PLAN` first"
-            raise StoreError(f"{path}: {hint}")
+            if path.exists():
+                raise StoreError(f"{path}: is not a file")
+            raise NoResults(f"{path}: no results yet; run `scaling sweep PLAN` first")
         engine = _sqlite_reader(path) if readonly else _sqlite_writer(path)
     else:
         engine = _server(url, readonly=readonly)
@@ -238,10 +244,13 @@ def _check_version(database: Database) -> None:
     with database.engine.connect().execution_options(**{READ: True}) as connection:
         found = _named_version(database, connection)
     if found is None:
-        raise StoreError(f"{database.place}: holds no results; run `scaling sweep PLAN` first")
-    if found != HEAD:
-        _refuse_newer(database, found)
+        raise NoResults(f"{database.place}: holds no results; run `scaling sweep PLAN` first")
+    if found == HEAD or (database.readonly and found in OLDER_READABLE):
+        return
+    _refuse_newer(database, found)
+    if database.readonly:
         raise StoreError(f"{database.place}: of an older version of scaling; run a sweep to bring it up to date")
+    _prepare(database)
 
 
 def _named_version(database: Database, connection: Connection) -> str | None:

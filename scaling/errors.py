@@ -12,6 +12,7 @@ _CODES = {
     "scaling.store": {"Locked": 4, "LeaseLost": 4, "StoreError": 2},
     "scaling.files": {"CorruptArtifact": 2},
     "scaling.executors": {"ExecutorError": 2},
+    "scaling.source_tables": {"ImportRefused": 2},
     "models.splits": {"DataError": 2},
     "models.features": {"FeatureError": 2},
     "models.fidelity": {"FidelityError": 2},

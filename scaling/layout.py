@@ -6,6 +6,9 @@ artifacts/<kind>/<name>-<fingerprint[:12]>/   a stage
     attempts/0001/    one try: worker.log, heartbeat.json, metrics.jsonl, resumed.json, stop, checkpoints/,
                       output/, and last its own result.json
     result.json       the commit mark, written last by the driver; the files stay in the attempt's output/
+artifacts/imports/<name>/<sha256[:12]>/       an imported table
+    source.csv        a copy of the file, under its own suffix
+    import.json       how it was read, written last
 """
 
 from __future__ import annotations
@@ -41,6 +44,22 @@ class Layout:
     def stages(self) -> Iterator[Path]:
         """The folders of all stages that were ever begun, in the order of their names."""
         yield from sorted(path.parent for path in (self.root / "artifacts").glob("*/*/config.json"))
+
+    def import_folder(self, name: str, sha256: str) -> Path:
+        """The folder of an import: its name, and the file's SHA-256."""
+        return self.root / "artifacts" / "imports" / name / sha256[:12]
+
+    def imports(self) -> Iterator[Path]:
+        """The folders of all imports that were kept whole, in the order of their names."""
+        yield from sorted(path.parent for path in (self.root / "artifacts" / "imports").glob("*/*/import.json"))
+
+    @staticmethod
+    def import_mark(folder: Path) -> Path:
+        return folder / "import.json"
+
+    @staticmethod
+    def import_source(folder: Path, suffix: str) -> Path:
+        return folder / f"source{suffix}"
 
     @staticmethod
     def config(stage_dir: Path) -> Path:

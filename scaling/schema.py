@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from scaling.files import from_json, to_json
 
-HEAD = "0001"  # newest revision in migrations/versions
+HEAD = "0002"  # newest revision in migrations/versions
+OLDER_READABLE = ("0001",)  # revisions that this version reads as they are: they only lack tables, `imports` among them
 VERSION_TABLE = "scaling_version"
 
 
@@ -178,4 +179,24 @@ fits = sa.Table(
     sa.Column("options", Json, nullable=False),
     sa.Column("points", Json, nullable=False),
     sa.Column("result", Json, nullable=False),
+)
+
+imports = sa.Table(
+    "imports",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),  # nor is it a plan's
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),  # of the file
+    sa.Column("file", sa.Text, nullable=False),
+    sa.Column("mapping", Json, nullable=False),
+    sa.Column("options", Json, nullable=False),
+)
+
+imported_rows = sa.Table(
+    "imported_rows",
+    metadata,
+    sa.Column("import", sa.ForeignKey("imports.id"), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("columns", Json, nullable=False),
 )

@@ -2,7 +2,8 @@
 
 Only drivers and the commands that mend or import write; workers never open it. Every method is one transaction, or
 part of the one around it (`with store.transaction():`), so a stage's summary and its state change together.
-Opening and transactions are `scaling.database`'s, claims `scaling.leases`'s, the tidy rows `scaling.tidy`'s.
+Opening and transactions are `scaling.database`'s, claims `scaling.leases`'s, imports `scaling.imports`'s, the tidy rows
+`scaling.tidy`'s.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from scaling.database import StoreError, open_database
+from scaling.database import NoResults, StoreError, open_database
+from scaling.imports import ImportRow, Imports, imported_columns, tidy_table
 from scaling.leases import Attempt, AttemptRow, DriverLease, LeaseLost, Leases, Locked
-from scaling.schema import artifacts, edges, fits, metrics, plan_stages, plans, runs, stages, summaries
+from scaling.schema import artifacts, edges, fits, imports, metrics, plan_stages, plans, runs, stages, summaries
 from scaling.tidy import Scalar, decode, encode, tidy_rows
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ __all__ = [
     "AttemptRow",
     "DriverLease",
     "FitRow",
+    "ImportRow",
     "LeaseLost",
     "Locked",
+    "NoResults",
     "PlanRow",
     "RunRecord",
     "StageRecord",
@@ -113,15 +117,15 @@ class FitRow:
     result: Any
 
 
-class Store(Leases):
+class Store(Leases, Imports):
     """An open results database. Every method raises StoreError, one line, where the database cannot do as asked."""
 
     @classmethod
     def open(cls, location: str | Path, *, create: bool, readonly: bool = False) -> Store:
         """Open a path (SQLite) or URL (sqlite:///..., postgresql://...).
 
-        `create` makes the database and brings an older one up to date; without it a missing one is refused. `readonly`
-        writes nothing at all and refuses every writing method. A newer database than the code is refused.
+        `create` makes the database; without it a missing one is refused. An older one is brought up to date. `readonly`
+        writes nothing at all, reads an older one as it is, and refuses every writing method. A newer one is refused.
         """
         engine, path = open_database(location, create=create, readonly=readonly)
         return cls(engine, path, readonly=readonly)
@@ -139,11 +143,16 @@ class Store(Leases):
     def record_plan(
         self, name: str, sha256: str, text: str, resolved: Mapping[str, Any], provenance: Mapping[str, Any]
     ) -> int:
-        """Record a plan and return its id; a plan of that name keeps its id and takes the new text (none is kept)."""
+        """Record a plan and return its id; a plan of that name keeps its id and takes the new text (none is kept).
+
+        Raises StoreError where an import has that name.
+        """
         now = time.time()
         code = {key: provenance.get(key) for key in ("git_commit", "dirty", "versions")}
         values = {"sha256": sha256, "text": text, "resolved": resolved, "updated": now, **code}
         with self.transaction() as connection:
+            if connection.execute(sa.select(imports.c.id).where(imports.c.name == name)).first():
+                raise StoreError(f"{self.place}: {name} is the name of an import; give the plan another")
             insert = self._insert(plans).values(name=name, created=now, **values)
             connection.execute(insert.on_conflict_do_update(index_elements=["name"], set_=values))
             return int(connection.execute(sa.select(plans.c.id).where(plans.c.name == name)).scalar_one())
@@ -319,19 +328,16 @@ class Store(Leases):
         return [dict(row) for row in self._query(lambda c: c.execute(query).mappings().all())]
 
     def load_runs(self, plan: str | None = None) -> pd.DataFrame:
-        """The tidy table of a plan, or of all: one row a run and evaluation.
+        """The tidy table of a plan or an import, or of all, plans first: one row a run and evaluation.
 
         Columns: plan, run, state (done, diverged, degenerate, failed, running, pending), the runs' static columns, and
-        the summaries of their stages. Raises StoreError for a plan that is not recorded.
+        the summaries of their stages; of an import, what it has. Raises StoreError for a name that is not recorded.
         """
-        import pandas as pd
-
-        if plan is not None and self.plan(plan) is None:
-            known = ", ".join(row.name for row in self.plans()) or "none"
+        rows, found = self._query(lambda connection: (tidy_rows(connection, plan), imported_columns(connection, plan)))
+        if plan is not None and not rows and not found and self.plan(plan) is None:
+            known = ", ".join([*(row.name for row in self.plans()), *(row.name for row in self.imports())]) or "none"
             raise StoreError(f"{self.place}: no plan {plan}; recorded are: {known}")
-        rows = self._query(lambda connection: tidy_rows(connection, plan))
-        names = dict.fromkeys(["plan", "run", "state", *(name for row in rows for name in row)])
-        return pd.DataFrame({name: [row.get(name) for row in rows] for name in names})
+        return tidy_table(rows, found)
 
     # ---------------------------------------------------------------------------------------- fits
 

@@ -13,6 +13,7 @@ from scaling.schema import plan_stages, plans, runs, stages, summaries
 
 ORDER = ("tokenizer", "tokens", "generator", "reconstruction")  # later stages win where they share a column's name
 EXACT_INTEGER = 2**53  # up to here a float holds every integer
+UNKNOWN = ("pending", 0.0)  # state and time of a stage that is not recorded
 
 Scalar = float | int | str | None
 
@@ -48,15 +49,13 @@ def decode(value: float | None, text: str | None, status: str) -> Scalar:
 def tidy_rows(connection: Connection, plan: str | None) -> list[dict[str, Any]]:
     """One row a run and evaluation (one a run without any), in the order of plans, runs and evaluations.
 
+    `finished` is there where every stage is done: the Unix time at which the last of them was recorded so.
     Four queries whatever the number of runs.
     """
     chosen = sa.select(plans.c.id).where(plans.c.name == plan) if plan is not None else sa.select(plans.c.id)
     wanted = sa.select(plan_stages.c.stage).where(plan_stages.c.plan.in_(chosen))
-    states: dict[str, str] = dict(
-        connection.execute(sa.select(stages.c.fingerprint, stages.c.state).where(stages.c.fingerprint.in_(wanted)))
-        .tuples()
-        .all()
-    )
+    found = sa.select(stages.c.fingerprint, stages.c.state, stages.c.updated).where(stages.c.fingerprint.in_(wanted))
+    states = {stage: (state, updated) for stage, state, updated in connection.execute(found).all()}
     values: dict[str, dict[str, Scalar]] = {}
     columns = (summaries.c.stage, summaries.c.name, summaries.c.value, summaries.c.text, summaries.c.status)
     measured = connection.execute(sa.select(*columns).where(summaries.c.stage.in_(wanted))).all()
@@ -72,7 +71,7 @@ def tidy_rows(connection: Connection, plan: str | None) -> list[dict[str, Any]]:
 
 
 def _rows_of_run(
-    run: Any, states: Mapping[str, str], values: Mapping[str, Mapping[str, Scalar]]
+    run: Any, states: Mapping[str, tuple[str, float]], values: Mapping[str, Mapping[str, Scalar]]
 ) -> Iterator[dict[str, Any]]:
     plan, name, columns, parts, static = run
     shared = {part: stage for part, stage in parts.items() if part != "evaluations"}
@@ -80,13 +79,15 @@ def _rows_of_run(
     for part in sorted(shared, key=lambda part: ORDER.index(part) if part in ORDER else -1):
         united |= values.get(shared[part], {})
     degenerate = bool(values.get(shared.get("tokenizer", ""), {}).get("degenerate"))
-    common = [states.get(stage, "pending") for stage in shared.values()]
+    common = [states.get(stage, UNKNOWN) for stage in shared.values()]
     evaluations = parts.get("evaluations") or [None]
     for position, evaluation in enumerate(evaluations):
         own = static[position] if position < len(static) else {}
-        found = common if evaluation is None else [*common, states.get(evaluation, "pending")]
-        row = {"plan": plan, "run": name, "state": row_state(found, degenerate)}
-        yield {**row, **united, **own, **values.get(evaluation or "", {}), **row}
+        found = common if evaluation is None else [*common, states.get(evaluation, UNKNOWN)]
+        row = {"plan": plan, "run": name, "state": row_state((state for state, _ in found), degenerate)}
+        ended = found and all(state == "done" for state, _ in found)
+        last = {"finished": max(updated for _, updated in found)} if ended else {}
+        yield {**row, **united, **own, **values.get(evaluation or "", {}), **last, **row}
 
 
 def row_state(found: Iterable[str], degenerate: bool) -> str:
