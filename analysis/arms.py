@@ -15,6 +15,7 @@ from analysis.fitting import Draws, Fit, FitError, fit_law
 from analysis.laws import Array
 from analysis.optimum import Arm, fitted_arm
 from analysis.resampling import estimate_noise
+from analysis.spread import LackOfFit, lack_of_fit
 from analysis.table import by_run
 
 LAW = "chinchilla"
@@ -33,7 +34,10 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class ArmFit:
-    """One arm: its finished runs (one row each), its law, its draws, the arm as `analysis.optimum` takes it."""
+    """One arm: its finished runs (one row each), its law, its draws, the arm as `analysis.optimum` takes it.
+
+    `lack` tests the law's form against the spread of repeats, None without repeats.
+    """
 
     name: str
     rows: pd.DataFrame
@@ -41,6 +45,7 @@ class ArmFit:
     draws: Draws
     arm: Arm
     held_out: HeldOut | None
+    lack: LackOfFit | None
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,21 @@ class LeftOut:
     reason: str
 
 
-def fit_arms(table: pd.DataFrame, column: str, resamples: int, seed: int) -> tuple[list[ArmFit], list[LeftOut]]:
-    """The joint law of `column` for every arm, in the table's order. Draws of different arms are independent."""
+def fit_arms(
+    table: pd.DataFrame, column: str, resamples: int, seed: int, *, hold_out: bool = True
+) -> tuple[list[ArmFit], list[LeftOut]]:
+    """The joint law of `column` for every arm, in the table's order. Draws of different arms are independent.
+
+    `hold_out` also fits each arm without its largest size and predicts that.
+    """
     fits: list[tuple[str, pd.DataFrame, Fit]] = []
     left: list[LeftOut] = []
-    for name, rows in table.groupby("arm", sort=False):
-        done = rows[rows["state"] == "done"]
-        runs = by_run(done, column) if len(done) else done
+    done = table[table["state"] == "done"]
+    runs_of = dict(iter(by_run(done, column).groupby("arm", sort=False))) if len(done) else {}
+    for name in table["arm"].unique():
+        runs = runs_of.get(name, done.iloc[:0])
         try:
-            fits.append((str(name), runs, _fit(runs, column)))
+            fits.append((str(name), runs, _fit(runs.reset_index(drop=True), column)))
         except FitError as error:
             left.append(LeftOut(str(name), f"{len(runs)} runs done: {error}" if len(runs) else "no run done"))
     noise = estimate_noise(
@@ -81,10 +92,17 @@ def fit_arms(table: pd.DataFrame, column: str, resamples: int, seed: int) -> tup
             draws,
             runs["compute"].to_numpy(dtype=float),
             runs["images_seen"].to_numpy(dtype=float),
-            int(runs["tokens_per_image"].iloc[0]),
+            float(runs["tokens_per_image"].iloc[0]),
         )
-        found.append(ArmFit(name, runs, fit, draws, arm, hold_out_largest(runs, column)))
+        held = hold_out_largest(runs, column) if hold_out else None
+        found.append(ArmFit(name, runs, fit, draws, arm, held, _lack(runs, fit)))
     return found, left
+
+
+def _lack(runs: pd.DataFrame, fit: Fit) -> LackOfFit | None:
+    cells = runs.groupby(["size", "images_seen"]).ngroup().to_numpy()
+    clusters = fit.clusters if len(np.unique(fit.clusters)) > 1 else None
+    return lack_of_fit(fit.residuals, cells, len(fit.law.parameters), clusters)
 
 
 def _fit(runs: pd.DataFrame, column: str) -> Fit:

@@ -19,6 +19,7 @@ LOST_LIMIT = 0.10  # share of an arm's finished runs diverged or degenerate abov
 EPOCHS_LIMIT = 4.0  # repetition hardly costs up to here (Muennighoff et al. 2023, arXiv 2305.16264)
 HEAD_LIMIT = 0.10
 HELD_OUT_RATIO = 2.0
+LACK_LIMIT = 0.05
 KNOBS = ("codebook_size", "tokens_per_image", "crt_weight")
 
 
@@ -107,16 +108,23 @@ def floors(fits: Sequence[ArmFit]) -> list[str]:
     return found
 
 
-def bias_floor(optimum: Sequence[Recommendation], table: pd.DataFrame) -> list[str]:
-    """Leads smaller than what finite samples alone can make of FID."""
-    if "bias_floor" not in table or not table["bias_floor"].notna().any():
+def lack_of_fit(fits: Sequence[ArmFit]) -> list[str]:
+    """Forms that miss their points by more than repeats differ (pure-error F test)."""
+    bad = [f"{fit.name} (p = {fit.lack.p:.1g})" for fit in fits if fit.lack is not None and fit.lack.p < LACK_LIMIT]
+    if not bad:
+        return []
+    return [f"lack of fit: {', '.join(bad)}: the law misses by more than repeats differ; its intervals are too narrow."]
+
+
+def bias_floor(doubted: Sequence[float], table: pd.DataFrame) -> list[str]:
+    """Computes (FLOPs) at which the lead is smaller than what finite samples alone can make of FID."""
+    if not doubted:
         return []
     limit = float(table["bias_floor"].max())
-    close = [one for one in optimum if one.lead is not None and one.lead < limit]
-    if not close:
-        return []
-    where = ", ".join(f"{one.compute:.2g}".replace("e+", "e") for one in close)
-    return [f"at {where} FLOPs the lead is below FID's bias floor ({limit:.2g}): undecided unless KID agrees."]
+    where = ", ".join(f"{one:.2g}".replace("e+", "e") for one in doubted)
+    return [
+        f"at {where} FLOPs the lead is below FID's bias floor ({limit:.2g}) and KID does not confirm it: undecided."
+    ]
 
 
 def lost_rates(table: pd.DataFrame) -> dict[str, float]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.fitting import FitError
 from analysis.laws import Array
-from analysis.summaries import pixels_compared, mean
+from analysis.summaries import mean, pixels_compared
 from analysis.table import validate
 
 RATES = ("code_bits", "entropy_bits", "modelled_bits")

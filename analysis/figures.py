@@ -59,15 +59,15 @@ def fid_compute(report: FitReport, df: pd.DataFrame) -> Figure:
     arms = _fitted(report)
     runs = _runs(report, df)
     with rc_context(STYLE):
-        figure = _figure(5.4)
+        figure = new_figure(5.4)
         if report.leaders:
             axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(13, 1))
         else:
             axes, strip = figure.subplots(), None
         for i, (arm, curve) in enumerate(arms):
-            _draw_runs(axes, report.column, runs[runs["arm"] == arm.arm], arm.held_out_size, *_look(i))
-            _draw_curve(axes, runs.loc[runs["arm"] == arm.arm, "compute"], curve, PALETTE[i % len(PALETTE)])
-        _compute_axis(axes, runs["compute"].min() / 1.4, runs["compute"].max() * 2.6)
+            _draw_runs(axes, report.column, runs[runs["arm"] == arm.arm], _starred(report, arm), *look(i))
+            _draw_curve(axes, arm, curve, PALETTE[i % len(PALETTE)])
+        compute_axis(axes, runs["compute"].min() / 1.4, runs["compute"].max() * 2.6)
         _metric_axis(axes, report, runs[report.column].to_numpy(), with_rfid=report.metric == "fid")
         if report.metric == "loss":
             axes.set_ylim(bottom=axes.get_ylim()[0] * 0.8)
@@ -76,7 +76,7 @@ def fid_compute(report: FitReport, df: pd.DataFrame) -> Figure:
         axes.set_title(_title(report), loc="left")
         if strip is not None:
             _draw_strip(strip, axes, report)
-        (strip or axes).set_xlabel(_footer(report))
+        (strip or axes).set_xlabel(footer(report))
     return figure
 
 
@@ -91,7 +91,7 @@ def fid_optimum(report: FitReport, df: pd.DataFrame) -> Figure:
     runs = _runs(report, df)
     compute = report.leaders.compute
     with rc_context(STYLE):
-        figure = _figure(6.2)
+        figure = new_figure(6.2)
         panels = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
         shown = []
         for i, (arm, curve) in enumerate(arms):
@@ -104,7 +104,7 @@ def fid_optimum(report: FitReport, df: pd.DataFrame) -> Figure:
                 axes.plot(compute, best, color=PALETTE[i % len(PALETTE)], lw=3.2, solid_capstyle="butt", zorder=3)
                 shown.append(along if axes is panels[0] else along[:0])
             panels[0].plot([], [], color=PALETTE[i % len(PALETTE)], lw=3.2, label=arm.arm)
-        _compute_axis(panels[0], compute[0], compute[-1])
+        compute_axis(panels[0], compute[0], compute[-1])
         _metric_axis(panels[0], report, np.concatenate(shown), with_rfid=False)
         for axes, column, label in (
             (panels[1], "params", "parameters N"),
@@ -112,14 +112,14 @@ def fid_optimum(report: FitReport, df: pd.DataFrame) -> Figure:
         ):
             axes.axhspan(runs[column].min(), runs[column].max(), color="0.92", zorder=0)
             low, high = axes.dataLim.intervaly
-            _round_axis(axes, min(low, runs[column].min()) / 1.1, max(high, runs[column].max()) * 1.1)
+            round_axis(axes, min(low, runs[column].min()) / 1.1, max(high, runs[column].max()) * 1.1)
             axes.set_ylabel(label)
         for axes in panels:
             for change in report.changes:
                 axes.axvline(change.compute, color="0.35", lw=0.8, ls=":", zorder=1)
         panels[0].legend(title="thick where best", title_fontsize=8, loc="upper right", **_PLATE)
         panels[0].set_title(f"{report.plan}: what to train at a given compute (grey: trained range)", loc="left")
-        panels[2].set_xlabel(_footer(report))
+        panels[2].set_xlabel(footer(report))
     return figure
 
 
@@ -145,7 +145,7 @@ def save(figure: Figure, path_stem: str | Path) -> tuple[Path, Path]:
 # ------------------------------------------------------------------------------------- what is drawn
 
 
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
     figure = Figure(figsize=(6.6, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -158,7 +158,7 @@ def _fitted(report: FitReport) -> list[tuple[ArmSummary, Curve]]:
     return arms
 
 
-def _look(index: int) -> tuple[str, str]:
+def look(index: int) -> tuple[str, str]:
     return PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
 
 
@@ -183,15 +183,22 @@ def _draw_runs(axes: Axes, column: str, runs: pd.DataFrame, held_out: str | None
         axes.scatter(x, y, marker="*" if held else marker, s=60 if held else 17, color=color, linewidths=0, zorder=4)
 
 
-def _draw_curve(axes: Axes, compute: pd.Series, curve: Curve, color: str) -> None:
-    """The envelope: solid within the arm's data, dashed with its band beyond."""
+def _starred(report: FitReport, arm: ArmSummary) -> str | None:
+    """The size drawn as stars: the one kept from this fit, or the one of its held-out test."""
+    own = [one.size for one in report.predictions if one.arm == arm.arm]
+    return own[0] if own else arm.held_out_size
+
+
+def _draw_curve(axes: Axes, arm: ArmSummary, curve: Curve, color: str) -> None:
+    """The envelope: solid within the arm's fitted data, dashed with its band beyond."""
     x, y = np.asarray(curve.compute), np.asarray(curve.value)
-    inside = (x >= compute.min()) & (x <= compute.max())
+    low, high = arm.trained_compute or (x[0], x[-1])
+    inside = (x >= low) & (x <= high)
     beyond = x >= x[inside].max()
     axes.plot(x[inside], y[inside], color=color, lw=2.0, zorder=3)
     axes.plot(x[beyond], y[beyond], color=color, lw=1.4, ls=(0, (3, 1.6)), zorder=3)
-    low, high = np.asarray(curve.low), np.asarray(curve.high)
-    axes.fill_between(x[beyond], low[beyond], high[beyond], color=color, alpha=0.18, lw=0, zorder=1)
+    band = np.asarray(curve.low), np.asarray(curve.high)
+    axes.fill_between(x[beyond], band[0][beyond], band[1][beyond], color=color, alpha=0.18, lw=0, zorder=1)
 
 
 def _draw_strip(strip: Axes, axes: Axes, report: FitReport) -> None:
@@ -236,7 +243,7 @@ def _metric_axis(axes: Axes, report: FitReport, values: Array, *, with_rfid: boo
     low = min([low * 0.75 if with_rfid else low, *(value for _, value in marks if value > low / RFID_IN_SIGHT)])
     margin = (high / low) ** 0.05
     bottom = low / margin
-    _round_axis(axes, bottom, high * margin)
+    round_axis(axes, bottom, high * margin)
     axes.set_ylabel(f"{NAMES[report.column]} (log)")
     across, beside = axes.get_yaxis_transform(), 0.985
     for i, value in marks:
@@ -250,25 +257,25 @@ def _metric_axis(axes: Axes, report: FitReport, values: Array, *, with_rfid: boo
         axes.axhspan(bottom, report.bias_floor, color="0.85", lw=0, zorder=0)
 
 
-def _round_axis(axes: Axes, low: float, high: float) -> None:
+def round_axis(axes: Axes, low: float, high: float) -> None:
     """Logarithmic y axis on [low, high] with plain numbers at round places."""
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(FixedLocator(_round_places(low, high)))
+    axes.yaxis.set_major_locator(FixedLocator(round_places(low, high)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value) if value >= 1000 else f"{value:.3g}"))
 
 
-def _compute_axis(axes: Axes, low: float, high: float) -> None:
+def compute_axis(axes: Axes, low: float, high: float) -> None:
     """Logarithmic x axis on [low, high] FLOPs, labelled as the printed report writes them."""
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(FixedLocator(_round_places(low, high, skip=1)))
+    axes.xaxis.set_major_locator(FixedLocator(round_places(low, high, skip=1)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: flops(value)))
 
 
-def _round_places(low: float, high: float, skip: int = 0) -> list[float]:
+def round_places(low: float, high: float, skip: int = 0) -> list[float]:
     """The finest set of round numbers within [low, high] that is not crowded; `skip` leaves out the finest sets."""
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     found: list[float] = []
@@ -283,9 +290,9 @@ def _keys(report: FitReport, arms: list[tuple[ArmSummary, Curve]]) -> list[Line2
     """The legend: arms, then what the signs mean, each only where it is drawn."""
     keys: list[Line2D | Patch] = []
     for i, (arm, _) in enumerate(arms):
-        color, marker = _look(i)
+        color, marker = look(i)
         keys.append(Line2D([], [], color=color, marker=marker, ms=4.5, lw=2, label=arm.arm))
-    if any(arm.held_out_size for arm, _ in arms):
+    if any(_starred(report, arm) for arm, _ in arms):
         keys.append(Line2D([], [], color="0.4", marker="*", ms=8, lw=0, label="largest size"))
     keys.append(Line2D([], [], color="0.4", lw=1.4, ls=(0, (3, 1.6)), label="beyond the data, 95% of new runs"))
     if report.metric == "fid":
@@ -303,14 +310,18 @@ def _keys(report: FitReport, arms: list[tuple[ArmSummary, Curve]]) -> list[Line2
 def _title(report: FitReport) -> str:
     errors = [arm.held_out for arm in report.arms if arm.held_out is not None]
     text = f"{report.plan}: {NAMES[report.column]}"
-    if errors:
+    if report.score is not None:
+        one = report.score
+        text += f"; {one.inside} of {one.total} stars inside the 95% band of new runs, error {percent(one.error)}"
+        text += f"; regret of the predicted choice at most {percent(one.regret)}" if one.choices else ""
+    elif errors:
         text += f"; largest size predicted to {percent(min(errors))}-{percent(max(errors))}"
         right, tested = report.ranked
         text += f", {right} of {tested} pairs right" if tested and report.metric == "fid" else ""
     return textwrap.fill(text, 92)
 
 
-def _footer(report: FitReport) -> str:
+def footer(report: FitReport) -> str:
     """The x label: what compute is, and how the metric was measured."""
     floor = f"; bias floor up to {plain(report.bias_floor)}" if report.bias_floor and report.metric == "fid" else ""
     said = textwrap.fill(report.protocol + floor, 100)

@@ -27,6 +27,7 @@ __all__ = ["Draws", "Fit", "FitError", "fit_law", "fit_pinned", "interval"]
 
 POINT_CELLS, POINT_STARTS, POINT_TOLERANCE = 48, 8, 1e-12
 DRAW_CELLS = 16
+WELL_FIXED = 300  # points from which a resample's optimum lies near the fit's, so that it needs no grid of its own
 SCHEMES = ("auto", "case", "wild", "noise")
 KNOWN_DOF = 1e9  # degrees of freedom of a noise that was measured elsewhere
 
@@ -173,10 +174,8 @@ class Fit:
         """A row a resample, a column a parameter (and derived quantity). See `draws` for `scheme`."""
         return pd.DataFrame(self.draws(resamples, seed, scheme).solution.named())
 
-    def draws(
-        self, resamples: int = 1000, seed: int = 0, scheme: str = "auto", noise: Noise | None = None, warm: bool = False
-    ) -> Draws:
-        """Refits of `resamples` draws, a fresh grid each; `warm` starts them from the fit alone, for a well fixed one.
+    def draws(self, resamples: int = 1000, seed: int = 0, scheme: str = "auto", noise: Noise | None = None) -> Draws:
+        """Refits of `resamples` draws, a fresh grid each; from 300 points on they start from the fit itself.
 
         `case` draws rows, whole clusters where there are several. `wild` turns residuals by random signs, one a
         cluster. `noise` draws log-normal noise of the residuals' spread; `noise` may be given where several fits share
@@ -189,18 +188,16 @@ class Fit:
         if scheme == "auto":
             plain = (units == 1 and len(self.y) >= CASES_ENOUGH) or units >= CASES_ENOUGH
             scheme = "case" if plain and noise is None else "noise"
-        key = (resamples, seed, f"{scheme}{warm}")
+        key = (resamples, seed, scheme)
         if key not in self._draws:
             used = (noise or self.noise()) if scheme == "noise" else None
             rng = np.random.default_rng(seed)
-            self._draws[key] = Draws(self._refit(resamples, rng, scheme, used, warm), scheme, used)
+            self._draws[key] = Draws(self._refit(resamples, rng, scheme, used), scheme, used)
         return self._draws[key]
 
     # ------------------------------------------------------------------------------------------ inside
 
-    def _refit(
-        self, resamples: int, rng: np.random.Generator, scheme: str, noise: Noise | None, warm: bool
-    ) -> Solution:
+    def _refit(self, resamples: int, rng: np.random.Generator, scheme: str, noise: Noise | None) -> Solution:
         shape = (resamples, len(self.y))
         y, weight = np.broadcast_to(self.y, shape), np.broadcast_to(self.weight, shape)
         if scheme == "case":
@@ -215,11 +212,11 @@ class Fit:
         else:
             assert noise is not None
             y = noise_values(rng, self.fitted, self.clusters, noise, resamples)
-        return self._solve(np.ascontiguousarray(y), np.ascontiguousarray(weight), warm)
+        return self._solve(np.ascontiguousarray(y), np.ascontiguousarray(weight))
 
-    def _solve(self, y: Array, weight: Array, warm: bool) -> Solution:
-        rows = len(y)
-        given = np.broadcast_to(self.solution.theta, (rows, *self.solution.theta.shape)) if warm else None
+    def _solve(self, y: Array, weight: Array) -> Solution:
+        rows, well_fixed = len(y), len(self.y) >= WELL_FIXED or self.law.costly_grid
+        given = np.broadcast_to(self.solution.theta, (rows, *self.solution.theta.shape)) if well_fixed else None
         return solve(
             self.law,
             self.x,
@@ -380,7 +377,11 @@ def fit_pinned(fit: Fit, floors: Array) -> Solution:
     floors = np.asarray(floors, dtype=float)
     shape = (len(floors), len(fit.y))
     y, weight = np.array(np.broadcast_to(fit.y, shape)), np.array(np.broadcast_to(fit.weight, shape))
-    return solve(fit.law, fit.x, y, weight, fit.loss, floor=floors, cells=24, starts=2, tolerance=1e-11)
+    given = None
+    if len(fit.y) >= WELL_FIXED:
+        given = np.repeat(fit.solution.theta[None], len(floors), axis=0)
+        given[:, 0, 0] = floors
+    return solve(fit.law, fit.x, y, weight, fit.loss, floor=floors, given=given, cells=24, starts=2, tolerance=1e-11)
 
 
 def interval(values: Array, level: float = 0.95) -> tuple[float, float]:

@@ -55,6 +55,7 @@ class Law:
     parameters: tuple[Parameter, ...]
     linear: int
     floor: bool  # whether the first coefficient is E
+    costly_grid = False  # whether resamples do better to start from the fit than from a grid of their own
 
     @property
     def names(self) -> tuple[str, ...]:

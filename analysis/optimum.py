@@ -7,7 +7,7 @@ all draws at once: row 0 of every array is the point, rows 1.. are draws.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -17,7 +17,8 @@ from analysis.laws import Array
 from analysis.solver import Solution, stack
 
 BEYOND_SIZES = 4.0  # the best N is sought up to this factor outside the trained sizes
-GRID = 241
+SIZES = 181  # values of N in the table that an envelope is read from
+GRID = 121  # computes at which the leader is looked for
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,13 @@ class Arm:
     log_flops: Array
     compute: tuple[float, float]
     lengths: tuple[float, float]
-    tokens: int
+    tokens: float
     noise: float
+
+    @property
+    def point(self) -> Arm:
+        """The arm without its draws."""
+        return replace(self, solution=self.solution.take(np.arange(1)))
 
     @property
     def sizes(self) -> tuple[float, float]:
@@ -42,7 +48,7 @@ class Arm:
 
 
 def fitted_arm(
-    name: str, fit: Fit, draws: Draws, compute: Array, images: Array, tokens: int, solution: Solution | None = None
+    name: str, fit: Fit, draws: Draws, compute: Array, images: Array, tokens: float, solution: Solution | None = None
 ) -> Arm:
     """An arm from its fit over inputs (N, D); `compute` and `images` [n] belong to the fit's points.
 
@@ -82,7 +88,7 @@ def envelope(arm: Arm, compute: Array) -> Envelope:
     best N it is, so the whole envelope follows from one table over ln N, without iteration.
     """
     log_c = np.log(np.asarray(compute, dtype=float))
-    u = np.linspace(arm.log_sizes[0] - np.log(BEYOND_SIZES), arm.log_sizes[-1] + np.log(BEYOND_SIZES), GRID)
+    u = np.linspace(arm.log_sizes[0] - np.log(BEYOND_SIZES), arm.log_sizes[-1] + np.log(BEYOND_SIZES), SIZES)
     spent, slope = _cost(arm, u)  # ln(k N), and its derivative by ln N
     s = arm.solution
     alpha, beta = s.exponents[:, 0, None], s.exponents[:, 1, None]

@@ -1,22 +1,24 @@
 """The answer of a sweep as numbers: laws per arm, optimum by compute, changes of leader, multipliers, cautions.
 
 `fit_report` computes, `FitReport.to_dict` gives it all in full precision as JSON values, `render_text` (from
-`analysis.printing`) prints it, `analysis.figures` draws it. Every number is explained in docs/fitting.md.
+`analysis.render`) prints it, `analysis.figures` draws it. Every number is explained in docs/fitting.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis import cautions
+from analysis import cautions, holdout
 from analysis.arms import ArmFit, LeftOut, fit_arms, ranked_pairs
+from analysis.knobs import KnobOptimum, knob_optima
 from analysis.multipliers import ArmMultipliers, Measured, multipliers
+from analysis.opinions import Guided, by_best_guidance, by_epochs, by_kid, by_protocols
 from analysis.optimum import (
     Change,
     Leaders,
@@ -26,15 +28,21 @@ from analysis.optimum import (
     round_computes,
     shared_range,
 )
+from analysis.robustness import undecided, unequal_seeds
+from analysis.spread import Spread, described, measured_spread
 from analysis.summaries import ArmSummary, Curve, Quantity, mean, reconstructions, summarise
 from analysis.table import METRICS, select
 
-__all__ = ["ArmSummary", "Curve", "FitReport", "Quantity", "fit_report"]
+__all__ = ["ArmSummary", "Curve", "FitReport", "Quantity", "fit_report", "json_values"]
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """All that `scaling fit` says. Empty sections carry their reason in `notes`."""
+    """All that `scaling fit` says. Empty sections carry their reason in `notes`.
+
+    `undecided` are the computes of `optimum` at which finite samples alone could make the lead. `predictions` are of
+    the size held out (`hold_out`), `score` how they came out; `length_unit` is what a training length counts.
+    """
 
     plan: str
     metric: str
@@ -44,17 +52,28 @@ class FitReport:
     states: dict[str, int]
     protocol: str
     bias_floor: float | None
+    objective: str
+    spread: Spread | None
+    noise: str
     resamples: int
     seed: int
     base: str | None
+    length_unit: str
     arms: list[ArmSummary]
     left_out: list[LeftOut]
     ranked: tuple[int, int]
     optimum: list[Recommendation]
+    undecided: list[float]
     second_optimum: list[Recommendation] | None
+    guided: Guided | None
     leaders: Leaders | None
+    knobs: list[KnobOptimum]
     targets: list[float]
     multipliers: list[ArmMultipliers]
+    amortize_over: float
+    hold_out: str | None
+    predictions: list[holdout.Predicted]
+    score: holdout.Score | None
     notes: dict[str, str]
     warnings: list[str]
 
@@ -64,21 +83,22 @@ class FitReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values in full precision; a number that is not finite becomes None."""
-        return {key: _json(value) for key, value in asdict(self).items()}
+        return {key: json_values(value) for key, value in asdict(self).items()}
 
 
-def _json(value: Any) -> Any:
+def json_values(value: Any) -> Any:
+    """Dataclasses, arrays and NumPy numbers as plain JSON values; a number that is not finite becomes None."""
     if isinstance(value, np.ndarray):
-        return _json(value.tolist())
+        return json_values(value.tolist())
     if isinstance(value, dict):
-        return {str(key): _json(one) for key, one in value.items()}
+        return {str(key): json_values(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_json(one) for one in value]
+        return [json_values(one) for one in value]
     if isinstance(value, np.generic):
-        return _json(value.item())
+        return json_values(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return _json(asdict(value)) if is_dataclass(value) and not isinstance(value, type) else value
+    return json_values(asdict(value)) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def fit_report(
@@ -89,16 +109,22 @@ def fit_report(
     guidance: float = 1.0,
     resamples: int = 1000,
     seed: int = 0,
+    hold_out: bool = False,
+    amortize_over: float = 1.0,
+    others: Mapping[str, pd.DataFrame] | None = None,
 ) -> FitReport:
     """Fit `metric` (fid, loss or rfid) of a tidy table and answer what it can.
 
     `base` names the arm that multipliers compare with (default: the arm `base`, else the first). FID is taken at
-    `guidance`. Same table and `seed`, same report. Arms that cannot be fitted are named and left out.
+    `guidance`. `hold_out` fits without each arm's largest size, predicts it and scores the prediction. A tokenizer's
+    FLOPs are counted to `amortize_over` generators. `others` are the same runs under other protocols, by name: the
+    optimum must hold there. Same table and `seed`, same report. Arms that cannot be fitted are named and left out.
     Raises TableError.
     """
     column = METRICS.get(metric, metric)
     table = select(df, metric, guidance)
-    fits, left = ([], []) if metric == "rfid" else fit_arms(table, column, resamples, seed)
+    fitted, held = holdout.split_largest(table) if hold_out and metric != "rfid" else (table, table.iloc[:0])
+    fits, left = ([], []) if metric == "rfid" else fit_arms(fitted, column, resamples, seed)
     notes = _notes(metric, fits, table, left)
     rates = cautions.lost_rates(df)
     over = [arm for arm, rate in rates.items() if rate > cautions.LOST_LIMIT]
@@ -109,10 +135,21 @@ def fit_report(
     chosen = base if base is not None else _base([fit.name for fit in fits])
     if chosen is not None and fits and chosen not in [fit.name for fit in fits]:
         notes.setdefault("multipliers", f"none: the base arm {chosen!r} has no fit")
-    targets, ratios = ([], []) if "multipliers" in notes else _multipliers(fits, str(chosen), over)
+    targets, ratios = ([], []) if "multipliers" in notes else _multipliers(fits, str(chosen), over, amortize_over)
     if not targets:
         notes.setdefault("multipliers", "none: no arm's envelope takes the base's values within the data")
-    second, reason = _second(table, fits, optimum) if metric == "fid" else (None, "")
+    spread = measured_spread(table, column)
+    names = [fit.name for fit in fits]
+    second, reason = by_kid(table, names, optimum) if metric == "fid" else (None, "")
+    guided = by_best_guidance(df, column, optimum, resamples, seed)
+    floor = _largest(table, "bias_floor")
+    doubted = [] if metric != "fid" else _doubted(optimum, second, floor)
+    knobs = [] if metric != "fid" else knob_optima(fits, column, [o.compute for o in optimum], spread.run, over, chosen)
+    predictions = holdout.predict(fits, held, seed) if hold_out else []
+    warnings = _warnings(metric, table, fits, optimum, second, reason, rates, doubted)
+    if metric != "rfid":
+        warnings += by_epochs(fitted, column, fits, optimum) + unequal_seeds(df)
+    warnings += by_protocols(others or {}, column, names, optimum) + (guided.cautions if guided else [])
     return FitReport(
         plan=str(df["plan"].iloc[0]) if "plan" in df else "",
         metric=metric,
@@ -121,20 +158,31 @@ def fit_report(
         runs=int(df["run"].nunique()),
         states={str(k): int(v) for k, v in df.groupby("run")["state"].first().value_counts().items()},
         protocol=_protocol(table, metric),
-        bias_floor=_largest(table, "bias_floor"),
+        bias_floor=floor,
+        objective=fits[0].fit.objective if fits else "",
+        spread=spread,
+        noise=described(spread),
         resamples=resamples,
         seed=seed,
         base=chosen,
+        length_unit=str(table["length_unit"].iloc[0]) if "length_unit" in table else "images",
         arms=reconstructions(table) if metric == "rfid" else [summarise(fit, table, seed) for fit in fits],
         left_out=left,
         ranked=ranked_pairs(fits),
         optimum=optimum,
+        undecided=doubted,
         second_optimum=second,
+        guided=guided,
         leaders=led,
+        knobs=knobs,
         targets=targets,
         multipliers=ratios,
+        amortize_over=amortize_over,
+        hold_out="largest" if hold_out else None,
+        predictions=predictions,
+        score=holdout.score(predictions, held, column) if hold_out else None,
         notes=notes,
-        warnings=_warnings(metric, table, fits, optimum, second, reason, rates),
+        warnings=warnings,
     )
 
 
@@ -147,7 +195,7 @@ def _notes(metric: str, fits: list[ArmFit], table: pd.DataFrame, left: list[Left
     if metric == "rfid":
         return dict.fromkeys(("optimum", "multipliers"), "rFID has no generator axis: no law, no optimum")
     if metric == "loss":
-        if table["tokens_per_image"].nunique() == 1 and table["codebook_size"].nunique() == 1:
+        if all(name not in table or table[name].nunique() < 2 for name in ("tokens_per_image", "codebook_size")):
             reason = "the loss of one tokenizer's codes says nothing of another's"
         else:
             reason = "nats a token of different codebooks and token counts do not compare"
@@ -170,34 +218,23 @@ def _optimum(fits: list[ArmFit]) -> tuple[list[Recommendation], Leaders]:
     return recommend(arms, round_computes(*shared)), leaders(arms, *shared)
 
 
-def _multipliers(fits: list[ArmFit], base: str, over: list[str]) -> tuple[list[float], list[ArmMultipliers]]:
+def _multipliers(
+    fits: list[ArmFit], base: str, over: list[str], amortize_over: float
+) -> tuple[list[float], list[ArmMultipliers]]:
     measured = {
-        fit.name: Measured(fit.fit, fit.arm, mean(fit.rows, "rfid"), mean(fit.rows, "tokenizer_compute"))
+        fit.name: Measured(fit.fit, fit.arm, mean(fit.rows, "rfid"), mean(fit.rows, "tokenizer_compute"), fit.rows)
         for fit in fits
         if fit.name not in over
     }
     if base not in measured or len(measured) < 2:
         return [], []
-    return multipliers(measured[base], [one for name, one in measured.items() if name != base])
+    others = [one for name, one in measured.items() if name != base]
+    return multipliers(measured[base], others, amortize_over=amortize_over)
 
 
-def _second(
-    table: pd.DataFrame, fits: list[ArmFit], optimum: list[Recommendation]
-) -> tuple[list[Recommendation] | None, str]:
-    """The optimum by KID at the same computes, or why there is none."""
-    if not optimum:
-        return None, ""
-    if "gkid" not in table.columns or not table["gkid"].notna().any():
-        return None, "no KID was measured"
-    names = [fit.name for fit in fits]
-    done = table[(table["state"] == "done") & table["arm"].isin(names)]
-    means = done.groupby("run")["gkid"].mean()
-    if not (means > 0).all():
-        return None, f"KID is not positive in {int((~(means > 0)).sum())} runs, so no law of it can be fitted"
-    second, _ = fit_arms(done.assign(gkid=done["run"].map(means)), "gkid", 40, 0)
-    if [one.name for one in second] != names:
-        return None, "KID cannot be fitted for every arm"
-    return recommend([one.arm for one in second], [one.compute for one in optimum]), ""
+def _doubted(optimum: list[Recommendation], second: list[Recommendation] | None, floor: float | None) -> list[float]:
+    kid = {one.compute: one for one in second or ()}
+    return [one.compute for one in optimum if undecided(one, floor, kid.get(one.compute))]
 
 
 def _protocol(table: pd.DataFrame, metric: str) -> str:
@@ -221,12 +258,13 @@ def _warnings(
     second: list[Recommendation] | None,
     reason: str,
     rates: dict[str, float],
+    doubted: list[float],
 ) -> list[str]:
     found = cautions.tokenizer_seeds(fits)
-    found += cautions.held_out(fits)
+    found += cautions.held_out(fits) + cautions.lack_of_fit(fits)
     if metric == "fid":
         found += cautions.head_share(table) + cautions.learning_rate(table) + cautions.thin_axes(table)
-        found += cautions.bias_floor(optimum, table) + cautions.second_metric(optimum, second, reason)
+        found += cautions.bias_floor(doubted, table) + cautions.second_metric(optimum, second, reason)
     if metric != "rfid":
         found += cautions.scales(fits) + cautions.floors(fits) + cautions.epochs(table)
     return found + cautions.lost(rates)

@@ -30,24 +30,27 @@ def aicc(fit: Fit) -> float:
     return n * np.log(squares / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
 
 
-def compare(table: pd.DataFrame, x: Sequence[str], y: str, laws: Sequence[str] | None = None) -> pd.DataFrame:
+def compare(
+    table: pd.DataFrame, x: Sequence[str], y: str, laws: Sequence[str] | None = None, *, rolling: bool = True
+) -> pd.DataFrame:
     """Each law of that many inputs fitted by least squares of ln y: law, parameters, residual, aicc, weight, rolling.
 
-    `weight` is Akaike's; `rolling` the error of predicting the largest, fitted without it. Laws that cannot be fitted
-    have `reason`. Best first. Raises FitError where none can.
+    `weight` is Akaike's; `rolling` (where asked) the error of predicting the largest, fitted without it. Laws that
+    cannot be fitted have `reason`. Best first. Raises FitError where none can.
     """
     rows, reasons = [], []
     for name in laws or CANDIDATES.get(len(x), ()):
         try:
             fit = fit_law(table, name, x, y)
-        except FitError as error:
-            reasons.append(str(error))
-            rows.append({"law": name, "aicc": np.inf, "reason": str(error)})
+        except FitError as refusal:
+            reasons.append(str(refusal))
+            rows.append({"law": name, "aicc": np.inf, "reason": str(refusal)})
             continue
         score = aicc(fit)
         reason = "" if np.isfinite(score) else f"{len(fit.y)} points leave AICc no room"
         row = {"law": name, "parameters": len(fit.law.parameters), "residual": fit.residual, "aicc": score}
-        rows.append(row | {"rolling": rolling_origin(fit, table)[1], "reason": reason})
+        error = rolling_origin(fit, table)[1] if rolling else float("nan")
+        rows.append(row | {"rolling": error, "reason": reason})
     found = pd.DataFrame(rows).sort_values("aicc", kind="stable").reset_index(drop=True)
     if not np.isfinite(found["aicc"]).any():
         raise FitError(f"no law of {len(x)} inputs can be chosen: {reasons[0] if reasons else found['reason'].iloc[0]}")
@@ -106,7 +109,7 @@ def with_forms(fit: Fit, table: pd.DataFrame, ahead: pd.DataFrame, level: float 
     lies beyond the data.
     """
     found = fit.value_interval(ahead, level, new_run=True)
-    weighed = compare(table, fit.columns, fit.target)
+    weighed = compare(table, fit.columns, fit.target, rolling=False)
     usable = weighed[np.isfinite(weighed["aicc"])]
     logs = np.log([fit_law(table, str(name), fit.columns, fit.target).predict(ahead) for name in usable["law"]])
     weight = usable["weight"].to_numpy()[:, None]

@@ -205,6 +205,10 @@ def solve(
     `given` [R, starts, p] are natural parameters to start from instead of a grid of `cells` along an exponent, of
     which the best `starts` are polished; the best end is kept.
     """
+    cells_of = Cells.of(x, weight[0]) if loss == Loss() and (weight == weight[0]).all() else None
+    within: Array | float = 0.0
+    if cells_of is not None and len(cells_of.x) < len(x):
+        x, y, weight, within = cells_of.gathered(y)
     pinned = np.full(len(y), np.nan) if floor is None else np.asarray(floor, dtype=float)
     held = np.zeros((len(y), len(law.parameters)), dtype=bool)
     held[:, 0] |= np.isfinite(pinned)
@@ -228,7 +232,40 @@ def solve(
     rows = np.repeat(np.arange(len(y)), count)
     ends, objective, converged = polish(problem.take(rows), theta.reshape(len(rows), -1), tolerance)
     best = np.argmin(objective.reshape(len(y), count), axis=1) + np.arange(len(y)) * count
-    return Solution(law, law.natural(ends[best], problem.centre, problem.unit), objective[best], converged[best])
+    theta = law.natural(ends[best], problem.centre, problem.unit)
+    return Solution(law, theta, objective[best] + within, converged[best])
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Points [n] gathered by equal inputs: `x` [m, k], `index` [n] of a point's cell, `weight` [m] summed.
+
+    Under least squares of ln y the mean of a cell under its weights says all that its points do.
+    """
+
+    x: Array
+    index: np.ndarray
+    weight: Array
+    share: Array  # of a point in its cell's mean [n]
+
+    @staticmethod
+    def of(x: Array, weight: Array) -> Cells:
+        """Gather inputs x [n, k] with weights [n]."""
+        cells, index = np.unique(x, axis=0, return_inverse=True)
+        index = index.ravel()
+        total = np.asarray(np.bincount(index, weights=weight, minlength=len(cells)), dtype=float)
+        return Cells(cells, index, total, weight / np.maximum(total[index], TINY))
+
+    def gathered(self, y: Array) -> tuple[Array, Array, Array, Array]:
+        """Inputs [m, k], means [R, m], weights [R, m], and half the squares within cells [R], of y [R, n]."""
+        gather = np.zeros((len(self.index), len(self.x)))
+        gather[np.arange(len(self.index)), self.index] = self.share
+        logs = np.log(y)
+        logs = logs - (middle := logs.mean(axis=1, keepdims=True))
+        means = logs @ gather
+        squares = logs**2 @ (self.share * self.weight[self.index]) - means**2 @ self.weight
+        weight = np.tile(self.weight, (len(y), 1))
+        return self.x, np.exp(means + middle), weight, np.maximum(squares, 0.0) / 2
 
 
 def at_bound(law: Law, u: Array, theta: Array, descent: Array) -> np.ndarray:
@@ -278,6 +315,7 @@ def _descend(
 ) -> tuple[Array, Array, np.ndarray]:
     """Bounded Levenberg-Marquardt on all problems at once; converged problems leave the batch."""
     low, high = problem.law.bounds(problem.u)
+    quadratic = problem.loss.objective == "ls"
     count = len(theta)
     final, objective, converged = theta.copy(), np.empty(count), np.zeros(count, dtype=bool)
     rows = np.arange(count)
@@ -286,7 +324,9 @@ def _descend(
     state = _State(theta, rows, np.full(count, 1e-3), np.ones(count), np.zeros(count), fitted, columns, r, value)
     for _ in range(MAX_STEPS):
         descent, curvature = _step_equations(problem, state, penalty)
-        trial = np.clip(state.theta + np.linalg.solve(curvature, descent[..., None])[..., 0], low, high)
+        step = _solved(curvature, descent)
+        promised = np.einsum("sp,sp->s", descent, step) / 2
+        trial = np.clip(state.theta + step, low, high)
         fitted, columns, r, value = _evaluate(problem, trial, state.rows, penalty)
         accept = value < state.value
         gain = np.where(accept, (state.value - value) / np.maximum(state.value, TINY), 0.0)
@@ -303,6 +343,8 @@ def _descend(
             np.where(accept, value, state.value),
         )
         done = (state.idle >= 2) | (state.value <= TINY)
+        if quadratic:  # its model of the objective is then true to second order
+            done |= (state.damping <= 1e-3) & (promised <= tolerance / 10 * state.value)
         if done.any():
             where = state.rows[done]
             final[where], objective[where], converged[where] = state.theta[done], state.value[done], True
@@ -312,6 +354,18 @@ def _descend(
             problem = problem.take(~done)
     final[state.rows], objective[state.rows] = state.theta, state.value
     return final, objective, converged
+
+
+def _solved(curvature: Array, descent: Array) -> Array:
+    """Steps [S, p], in units of each parameter's own curvature; a stiff spring alone is singular to rounding."""
+    unit = 1 / np.sqrt(np.maximum(np.einsum("spp->sp", curvature), TINY))
+    scaled = curvature * unit[:, :, None] * unit[:, None, :]
+    np.einsum("spp->sp", scaled)[...] += 1e-14
+    try:
+        return np.linalg.solve(scaled, (descent * unit)[..., None])[..., 0] * unit
+    except np.linalg.LinAlgError:
+        np.einsum("spp->sp", scaled)[...] += 1e-10
+        return np.linalg.solve(scaled, (descent * unit)[..., None])[..., 0] * unit
 
 
 def _evaluate(

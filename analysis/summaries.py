@@ -60,6 +60,8 @@ class ArmSummary:
     seed_noise: float | None = None
     trained_images: tuple[float, float] | None = None
     trained_params: tuple[float, float] | None = None
+    trained_compute: tuple[float, float] | None = None
+    lack_of_fit: float | None = None
     curve: Curve | None = None
 
 
@@ -99,8 +101,10 @@ def pixels_compared(table: pd.DataFrame) -> float | None:
 
 def summarise(fit: ArmFit, table: pd.DataFrame, seed: int) -> ArmSummary:
     """A fitted arm's row, with intervals from its draws and its curve; `seed` draws the noise of the band."""
-    of_draws = fit.draws.solution.named()
-    params = {name: Quantity(fit.fit.params[name], *interval(values)) for name, values in of_draws.items()}
+    point = fit.fit.params
+    params = {name: Quantity(point[name], *interval(values)) for name, values in fit.draws.solution.named().items()}
+    if fit.fit.profiled:  # the profile likelihood, which needs no chance, where no runs share a tokenizer's noise
+        params |= {name: Quantity(point[name], *fit.fit.interval(name)) for name in ("E", "exponent")}
     held = fit.held_out
     noise = fit.draws.noise.cluster if fit.draws.noise and fit.draws.noise.between_dof else None
     return ArmSummary(
@@ -114,6 +118,8 @@ def summarise(fit: ArmFit, table: pd.DataFrame, seed: int) -> ArmSummary:
         seed_noise=noise,
         trained_images=fit.arm.lengths,
         trained_params=fit.arm.sizes,
+        trained_compute=fit.arm.compute,
+        lack_of_fit=fit.lack.p if fit.lack else None,
         curve=_curve(fit, seed),
     )
 

@@ -29,6 +29,7 @@ class Surface(Law):
 
     linear = 3
     floor = True
+    costly_grid = True
     source = "this project: rate-distortion power plus generator power, docs/fitting.md"
 
     def __init__(self, knobs: tuple[str, ...], lambda0: float = 1.0) -> None:
@@ -103,6 +104,11 @@ class Surface(Law):
 
     def owners(self) -> tuple[int | None, ...]:
         return (2, *(1,) * len(self.knobs), *(2,) * len(self.knobs))
+
+    def derived(self, theta: Array) -> dict[str, Array]:
+        """`move_T` and so on: the best T moves as compute^move_T; NaN without an interior optimum."""
+        none = dict.fromkeys(self.knobs, 1.0)
+        return {f"move_{SYMBOLS[k]}": best_knob(self, theta, k, np.ones(1), none).exponent for k in self.knobs}
 
 
 def _spread(count: int, dimensions: int) -> Array:

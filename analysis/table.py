@@ -85,7 +85,7 @@ COLUMNS: tuple[Column, ...] = (
 BY_NAME = {column.name: column for column in COLUMNS}
 METRICS = {"fid": "gfid", "loss": "loss", "rfid": "rfid"}  # word in a command -> column
 DESIGN = ("run", "state", "arm")
-LAW_INPUTS = ("params", "tokens_seen", "compute", "size", "images_seen", "tokens_per_image")
+LAW_INPUTS = ("params", "tokens_seen", "compute")
 
 
 def validate(df: pd.DataFrame, needs: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -154,8 +154,33 @@ def _one_protocol(done: pd.DataFrame) -> None:
     shown = [", ".join(part) or str(one)[:12] for part, one in zip(only, hashes, strict=False)]
     raise TableError(
         f"{len(hashes)} protocols in one table, {shown[0]} against {shown[1]}: they are never fitted together; "
-        "keep the rows of one protocol_hash"
+        f"choose one, as in --where protocol_hash={hashes[0]}"
     )
+
+
+def designed(df: pd.DataFrame) -> pd.DataFrame:
+    """The table with `size`, `images_seen` and `tokens_per_image`, made from what it has where they are missing.
+
+    A table from elsewhere may count tokens alone: then T is 1, an image a token, and `length_unit` says "tokens".
+    """
+    table = df.copy()
+    numbers = {
+        name: pd.to_numeric(table[name], errors="coerce")
+        for name in ("params", "tokens_seen", "images_seen", "tokens_per_image")
+        if name in table
+    }
+    if "size" not in table and "params" in numbers:
+        table["size"] = numbers["params"].map(lambda count: f"{count:.10g}")
+    if "tokens_seen" not in numbers:
+        return table
+    if "images_seen" not in numbers and "tokens_per_image" not in numbers:
+        table["tokens_per_image"], table["length_unit"] = 1.0, "tokens"
+        table["images_seen"] = numbers["tokens_seen"]
+    elif "images_seen" not in numbers:
+        table["images_seen"] = numbers["tokens_seen"] / numbers["tokens_per_image"]
+    elif "tokens_per_image" not in numbers:
+        table["tokens_per_image"] = numbers["tokens_seen"] / numbers["images_seen"]
+    return table
 
 
 def select(df: pd.DataFrame, metric: str, guidance: float = 1.0) -> pd.DataFrame:
@@ -181,8 +206,10 @@ def select(df: pd.DataFrame, metric: str, guidance: float = 1.0) -> pd.DataFrame
             found = ", ".join(f"{value:g}" for value in sorted(given[done].dropna().unique()))
             raise TableError(f"no run was evaluated at guidance {guidance:g} (found: {found}); add it to the plan")
         df = df[~done | at | given.isna()]
-    needs = (METRICS[metric], *LAW_INPUTS) if metric != "rfid" else ("rfid", "codebook_size", "tokens_per_image")
-    return validate(df.drop(columns=["protocol_hash"], errors="ignore") if metric == "loss" else df, needs)
+    if metric == "rfid":
+        return validate(df, ("rfid", "codebook_size", "tokens_per_image"))
+    table = designed(df.drop(columns=["protocol_hash"], errors="ignore") if metric == "loss" else df)
+    return validate(table, (METRICS[metric], *LAW_INPUTS))
 
 
 def by_run(rows: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -191,9 +218,11 @@ def by_run(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     Also numeric `gkid` is averaged where present; all else is the run's first row. Sorted by size and length.
     """
     positive = rows[rows[column] > 0]
-    grouped = positive.groupby("run", sort=False)
+    logs = positive.assign(**{column: np.log(positive[column].to_numpy(dtype=float))})
+    grouped = logs.groupby(["arm", "run"], sort=False)
     table = grouped.first().reset_index()
-    table[column] = np.exp(grouped[column].apply(lambda values: np.log(values).mean()).to_numpy())
+    table[column] = np.exp(grouped[column].mean().to_numpy())
     if "gkid" in table and column != "gkid":
         table["gkid"] = grouped["gkid"].mean().to_numpy()
-    return table.sort_values(["params", "images_seen", "run"], kind="stable").reset_index(drop=True)
+    order = [name for name in ("params", "images_seen", "run") if name in table]
+    return table.sort_values(order, kind="stable").reset_index(drop=True)

@@ -149,15 +149,55 @@ def fit(
     metric: Annotated[str, typer.Option(metavar="fid|loss|rfid", help="what to fit")] = "fid",
     db: Database = DATABASE,
     plan: PlanName = None,
+    law: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="chinchilla (the whole answer), paper, kaplan, surface, auto; with --x a "
+            "law of one input: power, power_floor, shifted, m4, broken",
+        ),
+    ] = "chinchilla",
+    x: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="input of a law of one input: params, compute, ...")
+    ] = None,
+    by: Annotated[str, typer.Option(metavar="COLUMN", help="what groups runs: arm, codebook_size, ...")] = "arm",
+    where: Annotated[list[str] | None, typer.Option(metavar="CONDITION", help="runs that count: 'params>=1e5'")] = None,
+    points: Annotated[
+        str, typer.Option(metavar="all|frontier", help="all runs, or each group's Pareto frontier")
+    ] = "all",
+    objective: Annotated[str, typer.Option(metavar="ls|huber|lad|amae", help="what is minimised")] = "ls",
+    residual: Annotated[str, typer.Option(metavar="log|raw", help="of what residuals")] = "log",
+    hold_out: Annotated[
+        str | None,
+        typer.Option(metavar="largest", help="fit without the largest size, predict it, score the prediction"),
+    ] = None,
+    base: Annotated[str | None, typer.Option(metavar="GROUP", help="what multipliers compare with")] = None,
+    guidance: Annotated[float, typer.Option(help="classifier-free guidance at which FID counts")] = 1.0,
     bootstrap: Annotated[int, typer.Option(min=50, help="resamples behind the intervals")] = 1000,
+    amortize_over: Annotated[float, typer.Option(help="generators that share a tokenizer's FLOPs where counted")] = 1.0,
     figures: Annotated[bool, typer.Option("--figures/--no-figures", help="draw into plots/")] = True,
     json_: AsJson = False,
 ) -> None:
     """Laws per tokenizer, held-out error, the optimum by compute, crossings, multipliers; figures to plots/."""
-    from scaling.fit import fit_plan
+    from scaling.fit import FitOptions, fit_plan
 
+    options = FitOptions(
+        metric,
+        law,
+        x,
+        by,
+        tuple(where or ()),
+        points,
+        objective,
+        residual,
+        hold_out,
+        base,
+        guidance,
+        bootstrap,
+        amortize_over,
+    )
     with _open(db, readonly=False) as store:
-        text, numbers = fit_plan(store, _plan_name(store, plan), metric, bootstrap, Path("plots") if figures else None)
+        text, numbers = fit_plan(store, _plan_name(store, plan), options, Path("plots") if figures else None)
     print(json.dumps(numbers) if json_ else text)
 
 

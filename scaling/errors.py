@@ -11,13 +11,14 @@ _CODES = {
     "scaling.tables": {"TableFileError": 2},
     "scaling.store": {"Locked": 4, "LeaseLost": 4, "StoreError": 2},
     "scaling.files": {"CorruptArtifact": 2},
+    "scaling.fit": {"FitOptionError": 2},
     "scaling.executors": {"ExecutorError": 2},
     "scaling.source_tables": {"ImportRefused": 2},
     "models.splits": {"DataError": 2},
     "models.features": {"FeatureError": 2},
     "models.fidelity": {"FidelityError": 2},
     "analysis.table": {"TableError": 2},
-    "analysis.fitting": {"FitError": 2},
+    "analysis.inputs": {"FitError": 2},
     "analysis.figures": {"FigureError": 2},
 }
 

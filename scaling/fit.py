@@ -2,53 +2,244 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scaling.fit_history import FitPoints, said_before_sight, what_changed
 from scaling.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
-    from analysis.report import FitReport
+JOINT = "chinchilla"
 
 
-def fit_plan(store: Store, plan: str, metric: str, resamples: int, plots: Path | None) -> tuple[str, dict[str, Any]]:
-    """(text to print, numbers as a dict) of a fit of `metric` (fid | loss | rfid) on a plan's runs.
+class FitOptionError(Exception):
+    """Options of a fit that do not go together; the message is one line."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What a fit was asked. `law` chinchilla by least squares is the whole answer; others are laws beside it.
+
+    `x` is the input of a law of one input (compute where none is given), `by` what groups runs (columns apart by
+    commas), `where` conditions on rows, `points` all or frontier, `hold_out` largest or None.
+    """
+
+    metric: str = "fid"
+    law: str = JOINT
+    x: str | None = None
+    by: str = "arm"
+    where: tuple[str, ...] = ()
+    points: str = "all"
+    objective: str = "ls"
+    residual: str = "log"
+    hold_out: str | None = None
+    base: str | None = None
+    guidance: float = 1.0
+    resamples: int = 1000
+    amortize_over: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole = self.law == JOINT and self.x is None and self.objective == "ls" and self.residual == "log"
+        if self.hold_out not in (None, "largest"):
+            raise FitOptionError(f"--hold-out {self.hold_out!r}: only `largest` can be held out")
+        if self.hold_out and not whole:
+            raise FitOptionError("--hold-out goes with the joint law (--law chinchilla, without --x or --objective)")
+        if self.points not in ("all", "frontier"):
+            raise FitOptionError(f"--points {self.points!r} is neither `all` nor `frontier`")
+        if self.points == "frontier" and whole:
+            raise FitOptionError("--points frontier goes with a law of one input, such as --law power_floor")
+        if self.amortize_over < 1:
+            raise FitOptionError(f"--amortize-over {self.amortize_over:g} must be 1 generator or more")
+        if self.x is not None and self.law in ("kaplan", "surface"):
+            raise FitOptionError(f"--x goes with a law of one input, such as power_floor, not {self.law!r}")
+
+    @property
+    def route(self) -> str:
+        """Which analysis answers: report, paper, joint or curves."""
+        if self.law == "paper" and self.points == "all" and self.by == "arm" and self.objective == "ls":
+            return "paper"
+        if self.x is not None or self.law not in (JOINT, "kaplan", "surface", "auto"):
+            return "curves"
+        whole = self.law == JOINT and self.objective == "ls" and self.residual == "log"
+        return "report" if whole else "joint"
+
+
+def fit_plan(store: Store, plan: str, options: FitOptions, plots: Path | None) -> tuple[str, dict[str, Any]]:
+    """(text to print, numbers as a dict) of a fit of a plan's runs, or of an import's.
 
     Draws into `plots` and stores the fit in full precision with the points it saw. Raises TableError, FitError.
     """
-    from analysis.printing import render_text
-    from analysis.report import fit_report
+    from analysis.table import METRICS, TableError
+    from analysis.where import grouped, where
 
-    table = store.load_runs(plan)
-    report = fit_report(table, metric, resamples=resamples)
-    numbers = report.to_dict()
-    points = table[table["state"] == "done"]
+    if options.metric not in METRICS:
+        raise TableError(f"metric {options.metric!r} is none of {', '.join(METRICS)}")
+    whole = store.load_runs(plan)
+    chosen = where(whole, options.where)
+    table, cautions = grouped(chosen, options.by) if options.route != "curves" else (chosen, [])
+    made = _ROUTES[options.route](store, plan, table, whole, options)
+    made.numbers["cautions"] = cautions
+    points = FitPoints.of(table, METRICS[options.metric])
+    notes = cautions + what_changed(store.fits(plan), options, points)
     number = store.save_fit(
         plan=plan,
-        metric=metric,
-        protocol=numbers.get("protocol") or "",
-        options={"resamples": resamples},
-        points=points["run"].tolist(),
-        result=numbers,
+        metric=options.metric,
+        protocol=made.numbers.get("protocol") or "",
+        options=asdict(options),
+        points=points.to_json(),
+        result=made.numbers,
     )
-    figures = draw(report, table, metric, plots) if plots is not None else ["none asked for"]
+    figures = made.draw(plots) if plots is not None else ["none asked for"]
+    said = "".join(f"\n  {note}" for note in notes)
     stored = f"stored as fit {number} ({len(points)} points)"
-    return f"{render_text(report).rstrip()}\n\nFIGURES     {'  '.join(figures)}        {stored}", numbers
+    text = f"{made.text.rstrip()}{said if 'WARNINGS' in made.text or not notes else chr(10) * 2 + 'WARNINGS' + said}"
+    return f"{text}\n\nFIGURES     {'  '.join(figures)}        {stored}", made.numbers
 
 
-def draw(report: FitReport, table: pd.DataFrame, metric: str, plots: Path) -> list[str]:
-    """The figures that this report has, as PNG and SVG; what was drawn, or the reason why nothing was."""
-    from analysis import figures
+@dataclass
+class Made:
+    """An answer: text, numbers, and its figures by file name (drawn on demand)."""
 
-    drawn, reason = [], ""
-    for name, make in (("compute", figures.fid_compute), ("optimum", figures.fid_optimum)):
-        try:
-            figure = make(report, table)
-        except figures.FigureError as error:
-            reason = str(error)
-            continue
-        _, vector = figures.save(figure, plots / f"{metric}-{name}")
-        drawn.append(str(vector))
-    return drawn or [f"none: {reason}"]
+    text: str
+    numbers: dict[str, Any]
+    figures: dict[str, Any]
+
+    def draw(self, plots: Path) -> list[str]:
+        """The figures that this answer has, as PNG and SVG; what was drawn, or the reason why nothing was."""
+        from analysis.figures import FigureError, save
+
+        drawn, reason = [], "no figure of this"
+        for name, make in self.figures.items():
+            try:
+                figure: Figure = make()
+            except FigureError as error:
+                reason = str(error)
+                continue
+            drawn.append(str(save(figure, plots / name)[1]))
+        return drawn or [f"none: {reason}"]
+
+
+def _report(store: Store, plan: str, table: pd.DataFrame, whole: pd.DataFrame, options: FitOptions) -> Made:
+    from dataclasses import replace
+
+    from analysis.knob_figures import knob_figure
+    from analysis.render import render_text
+    from analysis.report import fit_report
+
+    report = fit_report(
+        table,
+        options.metric,
+        base=options.base,
+        guidance=options.guidance,
+        resamples=options.resamples,
+        seed=options.seed,
+        hold_out=options.hold_out is not None,
+        amortize_over=options.amortize_over,
+        others=_other_protocols(table, whole, options),
+    )
+    if options.hold_out and report.score is not None:
+        report = replace(report, score=said_before_sight(store.fits(plan), options, report, table))
+
+    def drawer(name: str) -> Any:
+        def make() -> Figure:
+            from analysis import figures
+
+            made: Figure = getattr(figures, name)(report, table)
+            return made
+
+        return make
+
+    held = "-held-out" if options.hold_out else ""
+    figures = {f"{options.metric}-compute{held}": drawer("fid_compute")}
+    figures[f"{options.metric}-optimum{held}"] = drawer("fid_optimum")
+    if report.knobs:
+        figures[f"{options.metric}-knobs{held}"] = lambda: knob_figure(report)
+    return Made(render_text(report), report.to_dict(), figures)
+
+
+def _other_protocols(table: pd.DataFrame, whole: pd.DataFrame, options: FitOptions) -> dict[str, pd.DataFrame]:
+    """Rows under the protocols that `--where protocol_hash=...` left out, by what they are called."""
+    from analysis.robustness import split_protocols
+
+    if options.metric != "fid" or "protocol_hash" not in whole or len(table) == len(whole):
+        return {}
+    mine = set(table["protocol_hash"].dropna())
+    found = {}
+    for key, rows in split_protocols(whole, options.guidance).items():
+        if key and key not in mine and set(rows["run"]) & set(table["run"]):
+            said = list(rows["protocol"].dropna()) if "protocol" in rows else []
+            kept = rows[rows["run"].isin(table["run"])]
+            arms = table.drop_duplicates("run").set_index("run")["arm"]
+            found[str(said[0]) if said else key[:12]] = kept.assign(arm=kept["run"].map(arms))
+    return found
+
+
+def _curves(store: Store, plan: str, table: pd.DataFrame, whole: pd.DataFrame, options: FitOptions) -> Made:
+    from analysis.curves import fit_curves, render
+    from analysis.table import METRICS, select
+
+    law = "power_floor" if options.law == JOINT else options.law
+    ready = select(table, options.metric, options.guidance)
+    x = options.x or "compute"
+    report = fit_curves(
+        ready,
+        METRICS[options.metric],
+        x=x,
+        by=options.by,
+        law=law,
+        points=options.points,
+        base=options.base,
+        objective=options.objective,
+        residual=options.residual,
+        draws=min(options.resamples, 1000),
+        seed=options.seed,
+    )
+
+    def make() -> Figure:
+        from analysis.curve_figures import figure
+
+        return figure(report, ready)
+
+    return Made(render(report), report.to_dict(), {f"{options.metric}-{x}-{law}": make})
+
+
+def _paper(store: Store, plan: str, table: pd.DataFrame, whole: pd.DataFrame, options: FitOptions) -> Made:
+    from analysis.paper_check import fit_paper, render_paper
+    from analysis.table import METRICS, select
+
+    ready = select(table, options.metric, options.guidance)
+    report = fit_paper(ready, METRICS[options.metric], options.x or "compute", options.resamples, options.seed)
+
+    def make() -> Figure:
+        from analysis.curve_figures import figure
+        from analysis.curves import fit_curves
+
+        shown = fit_curves(ready, report.column, x=report.x, law="paper", points="frontier", draws=200)
+        return figure(shown, ready)
+
+    return Made(render_paper(report), report.to_dict(), {f"{options.metric}-{report.x}-paper": make})
+
+
+def _joint(store: Store, plan: str, table: pd.DataFrame, whole: pd.DataFrame, options: FitOptions) -> Made:
+    from analysis.joint import fit_joint, render_joint
+    from analysis.table import METRICS, select
+
+    ready = select(table, options.metric, options.guidance)
+    report = fit_joint(
+        ready,
+        METRICS[options.metric],
+        options.law,
+        objective=options.objective,
+        residual=options.residual,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    return Made(render_joint(report), report.to_dict(), {})
+
+
+_ROUTES = {"report": _report, "curves": _curves, "paper": _paper, "joint": _joint}

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from synthetic_sweep import LAWS, sweep
 
-from analysis.printing import render_text
+from analysis.render import render_text
 from analysis.report import fit_report
 
 PAIR = {name: LAWS[name] for name in ("base", "crt")}

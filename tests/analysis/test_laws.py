@@ -115,7 +115,8 @@ def test_a_noiseless_surface_is_found_and_its_optimum_is_the_least_value():
     table = valley()
     fit = fit_law(table, "surface", ["C", "T", "K"], "gfid")
     expected = {"E": 1.5, "R": 120, "A": 900, "a": 0.3, "r": 0.8, "q": 0.15, "s": 0.5, "u": 0.1}
-    assert fit.params == pytest.approx(expected, rel=1e-3)
+    assert {name: fit.params[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+    assert fit.params["move_T"] == pytest.approx(0.3 / 1.3, rel=1e-3)
     compute = np.array([1e10, 1e11])
     found = best_knob(fit.law, fit.solution.theta, "tokens_per_image", compute, {"codebook_size": 256.0})
     assert found.exponent[0] == pytest.approx(0.3 / 1.3, rel=1e-3)

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from synthetic_sweep import LAWS, sweep
 
-from analysis.printing import amount, flops, plain, ratio, render_text
+from analysis.printing import amount, flops, plain, ratio
+from analysis.render import render_text
 from analysis.report import FitReport, fit_report
 from analysis.table import TableError
 
