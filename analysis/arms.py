@@ -57,11 +57,11 @@ class LeftOut:
 
 
 def fit_arms(
-    table: pd.DataFrame, column: str, resamples: int, seed: int, *, hold_out: bool = True
+    table: pd.DataFrame, column: str, resamples: int, seed: int, *, tested: bool = True
 ) -> tuple[list[ArmFit], list[LeftOut]]:
     """The joint law of `column` for every arm, in the table's order. Draws of different arms are independent.
 
-    `hold_out` also fits each arm without its largest size and predicts that.
+    `tested` also fits each arm without its largest size, predicts that, and tests the form against repeats.
     """
     fits: list[tuple[str, pd.DataFrame, Fit]] = []
     left: list[LeftOut] = []
@@ -94,8 +94,8 @@ def fit_arms(
             runs["images_seen"].to_numpy(dtype=float),
             float(runs["tokens_per_image"].iloc[0]),
         )
-        held = hold_out_largest(runs, column) if hold_out else None
-        found.append(ArmFit(name, runs, fit, draws, arm, held, _lack(runs, fit)))
+        tests = (hold_out_largest(runs, column), _lack(runs, fit)) if tested else (None, None)
+        found.append(ArmFit(name, runs, fit, draws, arm, *tests))
     return found, left
 
 

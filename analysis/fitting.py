@@ -20,7 +20,7 @@ from analysis.inputs import ALIASES, FitError, check_scales, column, input_array
 from analysis.laws import LAWS
 from analysis.profile import Quantity, profile
 from analysis.resampling import CASES_ENOUGH, Noise, case_weights, estimate_noise, noise_values, wild_values
-from analysis.solver import OBJECTIVES, RESIDUALS, Loss, Problem, Solution, solve
+from analysis.solver import OBJECTIVES, RESIDUALS, Cells, Loss, Problem, Solution, solve
 from analysis.surface import surface_of
 
 __all__ = ["Draws", "Fit", "FitError", "fit_law", "fit_pinned", "interval"]
@@ -198,8 +198,8 @@ class Fit:
     # ------------------------------------------------------------------------------------------ inside
 
     def _refit(self, resamples: int, rng: np.random.Generator, scheme: str, noise: Noise | None) -> Solution:
-        shape = (resamples, len(self.y))
-        y, weight = np.broadcast_to(self.y, shape), np.broadcast_to(self.weight, shape)
+        x, y = self.x, np.broadcast_to(self.y, (resamples, len(self.y)))
+        weight = self.weight[None]
         if scheme == "case":
             weight = weight * case_weights(rng, self.clusters, resamples)
         elif self.dof < 1 or (noise is not None and noise.run_dof < 1):
@@ -211,23 +211,27 @@ class Fit:
             y = wild_values(rng, self.fitted, self.residuals, self.leverage(), self.clusters, resamples)
         else:
             assert noise is not None
-            y = noise_values(rng, self.fitted, self.clusters, noise, resamples)
-        return self._solve(np.ascontiguousarray(y), np.ascontiguousarray(weight))
+            cells = Cells.of(self.x, self.weight) if self.loss == Loss() and not self.known_noise else None
+            index = None if cells is None else cells.index
+            y = noise_values(rng, self.fitted, self.clusters, noise, resamples, index)
+            if cells is not None:
+                x, weight = cells.x, cells.weight[None]
+        return self._solve(x, np.ascontiguousarray(y), np.ascontiguousarray(np.broadcast_to(weight, y.shape)))
 
-    def _solve(self, y: Array, weight: Array) -> Solution:
-        rows, well_fixed = len(y), len(self.y) >= WELL_FIXED or self.law.costly_grid
-        given = np.broadcast_to(self.solution.theta, (rows, *self.solution.theta.shape)) if well_fixed else None
+    def _solve(self, x: Array, y: Array, weight: Array) -> Solution:
+        rows = len(y)
+        well_fixed = len(self.y) >= WELL_FIXED or self.law.costly_grid
         return solve(
             self.law,
-            self.x,
+            x,
             y,
             weight,
             self.loss,
             floor=None if self.pinned is None else np.full(rows, self.pinned),
             prior=self._prior(rows),
-            given=given,
+            near=self.solution.theta[0] if well_fixed else None,
             cells=DRAW_CELLS,
-            tolerance=1e-6,
+            tolerance=1e-4 if well_fixed else 1e-6,  # after a linear step one more leaves nothing to gain
         )
 
     def leverage(self) -> Array:
@@ -381,7 +385,7 @@ def fit_pinned(fit: Fit, floors: Array) -> Solution:
     if len(fit.y) >= WELL_FIXED:
         given = np.repeat(fit.solution.theta[None], len(floors), axis=0)
         given[:, 0, 0] = floors
-    return solve(fit.law, fit.x, y, weight, fit.loss, floor=floors, given=given, cells=24, starts=2, tolerance=1e-11)
+    return solve(fit.law, fit.x, y, weight, fit.loss, floor=floors, given=given, cells=24, starts=2, tolerance=1e-9)
 
 
 def interval(values: Array, level: float = 0.95) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import pandas as pd
 from analysis.arms import ArmFit
 from analysis.fitting import FitError, interval
 from analysis.resampling import Noise
-from analysis.table import TableError
+from analysis.table import TableError, by_run
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,12 @@ def _band(fit: ArmFit, cells: pd.DataFrame, seed: int) -> list[tuple[float, floa
 
 
 def score(predictions: Sequence[Predicted], held: pd.DataFrame, column: str) -> Score | None:
-    """Predictions against the finished runs `held` (one row a run); None where none of them is done.
+    """Predictions against the finished runs of `held`; None where none of them is done.
 
-    Seeds of one cell are averaged in ln y for the choice; each counts for the band and the error.
+    A run's evaluations are averaged in ln y, as they were for the law. Seeds of one cell are averaged for the choice;
+    each counts for the band and the error.
     """
-    done = held[(held["state"] == "done") & held[column].notna()] if "state" in held else held
+    done = by_run(held[(held["state"] == "done") & held[column].notna()], column)
     by_cell = {(one.arm, one.size, one.images_seen): one for one in predictions}
     inside, missed = 0, []
     measured: dict[float, dict[str, list[float]]] = {}

@@ -51,7 +51,7 @@ def input_array(table: pd.DataFrame, names: tuple[str, ...]) -> Array:
 def refuse_duplicates(table: pd.DataFrame) -> None:
     """Raise FitError where a run stands twice under one evaluation: it would count twice."""
     keys = [name for name in ("plan", "run", "evaluation_seed", "guidance", "protocol_hash") if name in table.columns]
-    if "run" not in keys:
+    if "run" not in keys or table["run"].is_unique:
         return
     twice = table.duplicated(subset=keys)
     if twice.any():

@@ -18,9 +18,10 @@ import pandas as pd
 from analysis.fitting import Fit, FitError, fit_law
 from analysis.frontier import on_frontier
 from analysis.optimum import round_computes
-from analysis.printing import COMPUTE_LINE, NAMES, columns, flops, percent, plain, ratio, wrapped
+from analysis.printing import NAMES, columns, compute_line, flops, percent, plain, ratio, within, wrapped
 from analysis.report import json_values
 from analysis.selection import rolling_origin
+from analysis.summaries import Quantity
 from analysis.surface import KNOBS, SYMBOLS, Surface, best_knob
 from analysis.table import by_run
 
@@ -108,7 +109,10 @@ def fit_joint(
         runs = _frontiers(runs, column)
     options = {"objective": objective, "delta": delta, "residual": residual}
     fits, left = [], []
-    groups = {"all arms": runs} if law == "surface" else {str(k): v for k, v in runs.groupby("arm", sort=False)}
+    arms = runs["arm"].map(str)
+    groups = (
+        {"all arms": runs} if law == "surface" else {one: runs[arms == one] for one in done["arm"].map(str).unique()}
+    )
     x = _surface_inputs(runs) if law == "surface" else ("params", "tokens_seen")
     made: dict[str, Fit] = {}
     for name, rows in groups.items():
@@ -203,7 +207,7 @@ def render_joint(report: JointReport, width: int = 150) -> str:
     lines = [f"{report.plan:<11} {NAMES.get(report.column, report.column)}"]
     if report.protocol:
         lines.append(wrapped("protocol    ", report.protocol, width))
-    lines.append(wrapped("compute     ", COMPUTE_LINE, width))
+    lines.append(wrapped("compute     ", compute_line([report.protocol]), width))
     for formula in dict.fromkeys(f"{one.formula}; {one.objective}" for one in report.fits):
         lines.append(wrapped("law         ", f"{formula} ({report.source})", width))
     parts = ["\n".join(lines)]
@@ -238,6 +242,8 @@ def _shown(one: Estimated) -> str:
             return f"{value:.2g}".replace("e+", "e")
         return f"-{plain(-value)}" if value < 0 else plain(value)
 
+    if abs(one.value) < 100 and np.isfinite(one.high - one.low):
+        return within(Quantity(one.value, one.low, one.high))
     return f"{text(one.value)} [{text(one.low)}, {text(one.high)}]"
 
 

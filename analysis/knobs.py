@@ -8,7 +8,7 @@ joint surface; the pooled Pareto frontier beside them. Where they disagree, that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,9 @@ def knob_optima(
     `noise` is the relative spread between two runs, for the valleys by size. An axis with an arm of `withheld` (one
     that lost too many runs) names none.
     """
-    return [_along(axis, column, computes, noise, withheld) for axis in axes_of(fits, base)]
+    needed = ("size", "images_seen", "params", "compute", column, *KNOBS, *OTHERS)
+    slim = [replace(fit, rows=fit.rows[[name for name in needed if name in fit.rows]]) for fit in fits]
+    return [_along(axis, column, computes, noise, withheld) for axis in axes_of(slim, base)]
 
 
 def _along(axis: Axis, column: str, computes: Sequence[float], noise: float, withheld: Sequence[str]) -> KnobOptimum:

@@ -19,9 +19,9 @@ from analysis.optimum import Arm, envelope
 from analysis.pair import shared_shape
 
 REACH = 1e3  # compute beyond the data up to which a draw's envelope is followed to meet a metric value
-STEPS = 301
+STEPS = 141
 NARROWEST = 0.08  # in ln: an overlap of two metric ranges below this holds no three values
-FLOORS = 61
+FLOORS = 25
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,17 @@ class Measured:
         """The point envelope under E held at `floor`."""
         return _Reach.of(replace(self.arm, solution=fit_pinned(self.fit, np.array([floor]))))
 
-    def cost(self, floors: Array) -> Array:
-        """n/2 ln RSS with E held at each of `floors`; inf above the least metric."""
-        below = floors < 0.995 * self.fit.y.min()
-        found = np.full(len(floors), np.inf)
-        squares = np.maximum(fit_pinned(self.fit, floors[below]).objective, 1e-30)
-        found[below] = len(self.fit.y) / 2 * np.log(squares)
-        return found
+    def floored(self, floors: Array) -> tuple[Array, _Reach]:
+        """n/2 ln RSS with E held at each of `floors` [F] (inf above the least metric), and the envelopes [F]."""
+        kept: dict[bytes, tuple[Array, _Reach]] = self.__dict__.setdefault("_floored", {})
+        key = floors.tobytes()
+        if key not in kept:
+            below = floors < 0.995 * self.fit.y.min()
+            found = fit_pinned(self.fit, np.where(below, floors, 0.0))
+            squares = np.maximum(found.objective, 1e-30)
+            cost = np.where(below, len(self.fit.y) / 2 * np.log(squares), np.inf)
+            kept[key] = cost, _Reach.of(replace(self.arm, solution=found))
+        return kept[key]
 
     @cached_property
     def pace(self) -> tuple[Array, Array] | None:
@@ -248,22 +252,24 @@ def _reached(base: _Reach | None, other: _Reach | None, target: float) -> float 
 
 def _by_shared_floor(base: Measured, other: Measured, target: float, grid: Array) -> float | None:
     """The pair refitted with one E, where the sum of n/2 ln RSS is least: a grid, then a parabola through its best."""
-    cost = _cost_on(base, grid) + _cost_on(other, grid)
+    (base_cost, base_reach), (other_cost, other_reach) = base.floored(grid), other.floored(grid)
+    cost = base_cost + other_cost
     i = int(np.argmin(cost))
     best = float(grid[i])
     if 0 < i < len(grid) - 1 and np.isfinite(cost[i + 1]):
         bend = cost[i - 1] - 2 * cost[i] + cost[i + 1]
         best += float((cost[i - 1] - cost[i + 1]) / (2 * bend) * (grid[1] - grid[0])) if bend > 0 else 0.0
-    return _reached(base.with_floor(best), other.with_floor(best), target)
+    ends = [_between(grid, one.at(target), cost, best) for one in (base_reach, other_reach)]
+    ratio = float(_ratio(np.array([ends[0]]), np.array([ends[1]]))[0])
+    return ratio if np.isfinite(ends).all() else None
 
 
-def _cost_on(one: Measured, grid: Array) -> Array:
-    """`Measured.cost` on a grid, kept for the next arm that asks."""
-    kept: dict[bytes, Array] = one.__dict__.setdefault("_costs", {})
-    key = grid.tobytes()
-    if key not in kept:
-        kept[key] = one.cost(grid)
-    return kept[key]
+def _between(grid: Array, values: Array, cost: Array, at: float) -> float:
+    """A value over the grid of floors at one between them; inf where a neighbour is out of reach."""
+    usable = np.isfinite(cost)
+    with np.errstate(invalid="ignore"):
+        found = float(np.interp(at, grid[usable], values[usable]))
+    return found if not np.isnan(found) else np.inf
 
 
 def _by_seconds(base: Measured, other: Measured, target: float, of_base: Array, of_other: Array) -> Multiplier | None:

@@ -24,7 +24,7 @@ def optimum_of(
 ) -> tuple[list[Recommendation] | None, str]:
     """The optimum of `column` over the same arms at the same computes, or why there is none."""
     done = table[(table["state"] == "done") & table["arm"].isin(list(names))]
-    fits, _ = fit_arms(done, column, OPINION_DRAWS, 0, hold_out=False)
+    fits, _ = fit_arms(done, column, OPINION_DRAWS, 0, tested=False)
     if [one.name for one in fits] != list(names):
         lacking = ", ".join(name for name in names if name not in [one.name for one in fits])
         return None, f"cannot be fitted for every arm ({lacking})"
@@ -73,7 +73,7 @@ def by_epochs(table: pd.DataFrame, column: str, fits: Sequence[ArmFit], optimum:
     if kept is None or not fits:
         return []
     said = within_said(table, kept)
-    again, _ = fit_arms(kept, column, OPINION_DRAWS, 0, hold_out=False) if len(kept) else ([], [])
+    again, _ = fit_arms(kept, column, OPINION_DRAWS, 0, tested=False) if len(kept) else ([], [])
     same = recommend([one.arm for one in again], [one.compute for one in optimum]) if again and optimum else []
     return [f"{text}." for text in shift(fits, again, optimum, same).texts(said)]
 
@@ -97,6 +97,6 @@ def by_best_guidance(
     if pd.to_numeric(done["guidance"], errors="coerce").nunique() < 2:
         return None
     table = validate(designed(best_guidance(df)), (column, *LAW_INPUTS))
-    fits, _ = fit_arms(table, column, resamples, seed, hold_out=False)
+    fits, _ = fit_arms(table, column, resamples, seed, tested=False)
     best = recommend([one.arm for one in fits], [one.compute for one in optimum]) if fits and optimum else []
     return Guided([summarise(one, table, seed) for one in fits], best, guidance_caution(table))

@@ -8,6 +8,7 @@ all draws at once: row 0 of every array is the point, rows 1.. are draws.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -17,8 +18,8 @@ from analysis.laws import Array
 from analysis.solver import Solution, stack
 
 BEYOND_SIZES = 4.0  # the best N is sought up to this factor outside the trained sizes
-SIZES = 181  # values of N in the table that an envelope is read from
-GRID = 121  # computes at which the leader is looked for
+SIZES = 101  # values of N in the table that an envelope is read from
+GRID = 101  # computes at which the leader is looked for
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,20 @@ class Arm:
     def point(self) -> Arm:
         """The arm without its draws."""
         return replace(self, solution=self.solution.take(np.arange(1)))
+
+    @cached_property
+    def best_at(self) -> tuple[Array, Array, Array]:
+        """ln N = u [S], ln(k N) there [S], and ln of the compute at which each N is the best [R, S], rising along S."""
+        u = np.linspace(self.log_sizes[0] - np.log(BEYOND_SIZES), self.log_sizes[-1] + np.log(BEYOND_SIZES), SIZES)
+        spent, slope = _cost(self, u)
+        s = self.solution
+        alpha, beta = s.exponents[:, 0, None], s.exponents[:, 1, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_a, log_b = np.log(s.amplitudes[:, 0, None]), np.log(s.amplitudes[:, 1, None])
+            balance = np.log(beta) + log_b + np.log(slope) - np.log(alpha) - log_a + alpha * u
+        # a vanished term sends the compute to an end of the range
+        found = np.clip(np.nan_to_num(spent + balance / beta, nan=0.0), -1e3, 1e3)
+        return u, spent, np.maximum.accumulate(found, axis=1)
 
     @property
     def sizes(self) -> tuple[float, float]:
@@ -88,19 +103,26 @@ def envelope(arm: Arm, compute: Array) -> Envelope:
     best N it is, so the whole envelope follows from one table over ln N, without iteration.
     """
     log_c = np.log(np.asarray(compute, dtype=float))
-    u = np.linspace(arm.log_sizes[0] - np.log(BEYOND_SIZES), arm.log_sizes[-1] + np.log(BEYOND_SIZES), SIZES)
-    spent, slope = _cost(arm, u)  # ln(k N), and its derivative by ln N
+    u, spent, of_n = arm.best_at
     s = arm.solution
-    alpha, beta = s.exponents[:, 0, None], s.exponents[:, 1, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_a, log_b = np.log(s.amplitudes[:, 0, None]), np.log(s.amplitudes[:, 1, None])
-        balance = np.log(beta) + log_b + np.log(slope) - np.log(alpha) - log_a + alpha * u
-    # C at which each N is the best; a vanished term sends it to an end of the range
-    of_n = np.maximum.accumulate(np.clip(np.nan_to_num(spent + balance / beta, nan=0.0), -1e3, 1e3), axis=1)
-    log_n = np.stack([np.interp(log_c, row, u) for row in of_n])
+    log_n = _rows_interp(log_c, of_n, u)
     log_d = log_c - np.interp(log_n, u, spent)
+    with np.errstate(divide="ignore"):
+        log_a, log_b = np.log(s.amplitudes[:, 0, None]), np.log(s.amplitudes[:, 1, None])
+    alpha, beta = s.exponents[:, 0, None], s.exponents[:, 1, None]
     value = s.floor[:, None] + np.exp(log_a - alpha * log_n) + np.exp(log_b - beta * log_d)
     return Envelope(log_c, np.log(value), log_n, log_d)
+
+
+def _rows_interp(at: Array, xs: Array, y: Array) -> Array:
+    """np.interp of `at` [G] in every row of rising `xs` [R, S] with values `y` [S]: [R, G], in one call.
+
+    Rows are laid end to end, each shifted beyond the one before.
+    """
+    shift = (float(xs.max() - xs.min()) + 1.0) * np.arange(len(xs))[:, None]
+    queries = np.clip(at[None], xs[:, :1], xs[:, -1:]) + shift
+    found = np.interp(queries.ravel(), (xs + shift).ravel(), np.tile(y, len(xs))).reshape(queries.shape)
+    return np.where(at < xs[:, :1], y[0], np.where(at > xs[:, -1:], y[-1], found))
 
 
 def _cost(arm: Arm, u: Array) -> tuple[Array, Array]:

@@ -97,7 +97,7 @@ class SharedShape:
     """Two curves fitted with one floor and one set of exponents, against two free ones.
 
     `statistic` is F(`extra`, `dof`), or chi-square(`extra`) where the noise is known (`dof` None). `log_kappa` and its
-    profile-likelihood interval at `level` are of the second over the first and mean something where `agree`.
+    profile-likelihood interval at `level` are of the second over the first, where `agree`; else the ends are NaN.
     """
 
     fit: Fit
@@ -141,7 +141,10 @@ def shared_shape(first: Fit, second: Fit, level: float = 0.95, log_cost_ratio: f
             f"{len(fit.y)} points for twice {len(first.law.parameters)} parameters leave nothing to judge by; add runs"
         )
     statistic, p_value = shape_test(2 * fit.objective_value, 2 * separate, extra, dof)
-    point, low, high = fit.profile_interval(Quantity(name="ln_kappa"), level)
+    point = fit.params["ln_kappa"]
+    low = high = float("nan")  # of shapes that differ no one shift is to be known
+    if p_value >= AGREES:
+        point, low, high = fit.profile_interval(Quantity(name="ln_kappa"), level)
     ends = (point + log_cost_ratio, low + log_cost_ratio, high + log_cost_ratio)
     return SharedShape(fit, float(statistic), extra, dof, float(p_value), level, *ends)
 

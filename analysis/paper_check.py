@@ -74,8 +74,12 @@ def fit_paper(table: pd.DataFrame, column: str, x: str = "compute", draws: int =
     if not len(done):
         raise FitError("no run is done; nothing to fit yet")
     arms, left, laws = [], [], {}
-    for name, group in by_run(done, column).groupby("arm", sort=False):
-        rows = group.reset_index(drop=True)
+    runs = by_run(done, column)
+    for name in done["arm"].unique():
+        rows = runs[runs["arm"] == name].reset_index(drop=True)
+        if not len(rows):
+            left.append(LeftOut(str(name), f"no run with a {column} above 0"))
+            continue
         rfid = mean(rows, "rfid") if column == "gfid" else None
         try:
             law = frontier_law(rows, column, x, rfid, draws, seed)

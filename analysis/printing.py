@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 NAMES = {"gfid": "gFID", "loss": "loss", "rfid": "rFID"}
 COMPUTE_LINE = "generator training FLOPs, exact matmul (body + head + attention)"
+IMPORTED = "imported: "  # how the protocol of a table from elsewhere begins
+
+
+def compute_line(protocols: Iterable[object]) -> str:
+    """What compute is in rows of these protocols: ours is counted exactly, another's is what it is."""
+    said = next((text for text in map(str, protocols) if text.startswith(IMPORTED)), None)
+    return COMPUTE_LINE if said is None else f"FLOPs as {said.removesuffix('; state it with --set protocol=...')}"
 
 
 def plain(value: float | None, digits: int = 3) -> str:
@@ -57,11 +64,16 @@ def percent(value: float | None) -> str:
 
 
 def within(quantity: Quantity | None, form: str = "plain") -> str:
+    """A value and its interval, in as many decimals as the interval's width bears."""
     if quantity is None:
         return "-"
     if form == "exponent":
         return f"{ratio(quantity.value)} [{ratio(quantity.low)}, {ratio(quantity.high)}]"
-    return f"{plain(quantity.value)} [{plain(quantity.low)}, {plain(quantity.high)}]"
+    width = quantity.high - quantity.low
+    fine = 0 < width < 1 <= abs(quantity.value) < 100
+    decimals = min(4, 1 + math.ceil(-math.log10(width))) if fine else 0
+    shown = [f"{one:.{decimals}f}" if fine else plain(one) for one in (quantity.value, quantity.low, quantity.high)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 # ------------------------------------------------------------------------------------------- layout

@@ -1,9 +1,10 @@
 """Profile-likelihood intervals: how far a quantity can be moved, all else refitted, before the fit is clearly worse.
 
-A quantity is a parameter, something derived from the parameters, or the law's value at some inputs. It is held by a
-stiff spring in the same batched Levenberg-Marquardt that made the fit, and moved until the sum of squares has risen by
-the quantile of F(1, n - p), or of chi-square where the noise is known (Venzon & Moolgavkar 1988; Bates & Watts 1988).
-Nothing here draws random numbers.
+A quantity is a parameter, something derived from the parameters, or the law's value at some inputs. A spring pulls it
+towards a target in the same batched Levenberg-Marquardt that made the fit. Wherever it comes to rest, the fit is the
+best there is at the value it has there, so the spring may be soft; the target moves until the sum of squares has risen
+by the quantile of F(1, n - p), or of chi-square where the noise is known (Venzon & Moolgavkar 1988; Bates & Watts
+1988). Nothing here draws random numbers.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.form import Array
+from analysis.projection import MOST_COLUMNS, starts
 from analysis.solver import Problem, at_bound, polish
 
-STIFFNESS = 1e6  # of the spring over the quantity's own curvature: it yields by a millionth of its distance
+STIFFNESS = 30.0  # of the spring over the quantity's own curvature: a stiffer one turns every step into many
 MOVES = 40
 FARTHEST = 200.0  # in half widths of the Wald interval; a quantity that moves farther is not bounded
 LEAST_WIDTH = 0.1  # of ln or of an exponent (of y's unit for a floor): one held at its bound has no Wald width
 TOLERANCE = 1e-3  # of the root of the rise
+PRECISION = 1e-6  # relative, of the objective with its spring
+FEW = 4  # problems at once up to which each refit also starts from the best cell of a grid
+GRID_CELLS = 32
+STUCK = 1e-3  # share of the way to its target that a quantity at an end of its range still moves
 
 
 @dataclass(frozen=True)
@@ -32,16 +38,18 @@ class Quantity:
 
     def value(self, problem: Problem, theta: Array) -> Array:
         """[R] at centred parameters [R, p] of the problem's rows."""
+        return self._value(problem, theta, problem.unit)
+
+    def _value(self, problem: Problem, theta: Array, unit: Array) -> Array:
         law = problem.law
         if self.x is not None:
             u = (np.log(self.x) - problem.centre)[None]
-            return np.log(law.curve(u, theta)[0][:, 0] * problem.unit)
-        natural = law.natural(theta, problem.centre, problem.unit)
+            return np.log(law.curve(u, theta)[0][:, 0] * unit)
+        natural = law.natural(theta, problem.centre, unit)
         if self.index is None:
             return law.derived(natural)[self.name]
-        return (
-            np.log(np.maximum(natural[:, self.index], 1e-300)) if self.logarithmic(problem) else natural[:, self.index]
-        )
+        found = natural[:, self.index]
+        return np.log(np.maximum(found, 1e-300)) if self.logarithmic(problem) else found
 
     def logarithmic(self, problem: Problem) -> bool:
         """Whether `value` is a logarithm."""
@@ -52,14 +60,18 @@ class Quantity:
 
     def gradient(self, problem: Problem, theta: Array) -> Array:
         """[R, p], by central differences; steps of a relative 1e-6."""
-        found = np.empty_like(theta)
-        for i in range(theta.shape[1]):
-            step = 1e-6 * np.maximum(np.abs(theta[:, i]), 1e-3)
-            up, down = theta.copy(), theta.copy()
-            up[:, i] += step
-            down[:, i] -= np.minimum(step, theta[:, i] / 2) if i < problem.law.linear else step
-            found[:, i] = (self.value(problem, up) - self.value(problem, down)) / (up[:, i] - down[:, i] + 1e-300)
-        return found
+        rows, count = theta.shape
+        step = 1e-6 * np.maximum(np.abs(theta), 1e-3)
+        down = step.copy()
+        linear = problem.law.linear
+        down[:, :linear] = np.minimum(step[:, :linear], theta[:, :linear] / 2)  # coefficients stay at 0 or above
+        shifted = np.repeat(theta[None], 2 * count, axis=0)
+        for i in range(count):
+            shifted[2 * i, :, i] += step[:, i]
+            shifted[2 * i + 1, :, i] -= down[:, i]
+        found = self._value(problem, shifted.reshape(-1, count), np.tile(problem.unit, 2 * count))
+        pairs = found.reshape(count, 2, rows)
+        return np.asarray((pairs[:, 0] - pairs[:, 1]).T / (step + down))
 
     def limits(self, problem: Problem) -> tuple[float, float]:
         """Least and greatest value that the fit admits."""
@@ -101,11 +113,54 @@ def profile(problem: Problem, theta: Array, quantity: Quantity, rise: Array) -> 
     variance, path = _curvature(problem, theta, quantity)
     reach = np.sqrt(np.maximum(rise * variance, 1e-24))
     rows = np.arange(len(theta))
+    cells = _Cells.of(problem, quantity) if len(theta) <= FEW else None
     ends = [
-        _Walk(problem, theta, quantity, side, point, reach, np.sqrt(rise), path, variance).end(rows)
+        _Walk(problem, theta, quantity, side, point, reach, np.sqrt(rise), path, variance, cells).end(rows)
         for side in (-1.0, 1.0)
     ]
     return point, ends[0], ends[1]
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The grid of shapes with its linear coefficients, as further starts: a weakly fixed law has several valleys.
+
+    theta [R, G, p], the quantity there and the objective, [R, G] each.
+    """
+
+    theta: Array
+    value: Array
+    objective: Array
+
+    @staticmethod
+    def of(problem: Problem, quantity: Quantity) -> _Cells:
+        rows, law = len(problem.y), problem.law
+        pinned = np.where(problem.held[:, 0], 0.0, np.nan) if law.floor else np.full(rows, np.nan)
+        # neither a floor held elsewhere than at 0 nor more coefficients than the projection solves
+        if problem.held[:, 0].any() or law.linear > MOST_COLUMNS:
+            return _Cells(np.empty((rows, 0, len(law.parameters))), np.empty((rows, 0)), np.empty((rows, 0)))
+        theta = starts(
+            law,
+            problem.u,
+            problem.y,
+            problem.weight,
+            relative=problem.loss.residual == "log",
+            pinned=pinned,
+            prior=problem.prior,
+            cells=GRID_CELLS,
+            count=len(law.grid(problem.u, GRID_CELLS)),
+        )
+        count = theta.shape[1]
+        flat = problem.take(np.repeat(np.arange(rows), count))
+        ends = theta.reshape(rows * count, -1)
+        shape = (rows, count)
+        return _Cells(theta, quantity.value(flat, ends).reshape(shape), flat.objective(ends).reshape(shape))
+
+    def start(self, rows: np.ndarray, target: Array, stiffness: Array) -> Array:
+        """The cell of each row that leaves the least with the spring at `target`: [S, p]."""
+        spring = stiffness[:, None] / 2 * (self.value[rows] - target[:, None]) ** 2
+        best = np.argmin(np.nan_to_num(self.objective[rows] + spring, nan=np.inf), axis=1)
+        return np.asarray(self.theta[rows, best])
 
 
 def _curvature(problem: Problem, theta: Array, quantity: Quantity) -> tuple[Array, Array]:
@@ -131,6 +186,22 @@ def _curvature(problem: Problem, theta: Array, quantity: Quantity) -> tuple[Arra
 
 
 @dataclass
+class _Side:
+    """The last target on one side of the end looked for, the value that came of it, and the root of the rise, [R]."""
+
+    target: Array
+    value: Array
+    root: Array
+
+    @staticmethod
+    def at(value: Array) -> _Side:
+        return _Side(value.copy(), value.copy(), np.zeros(len(value)))
+
+    def put(self, rows: np.ndarray, target: Array, value: Array, root: Array) -> None:
+        self.target[rows], self.value[rows], self.root[rows] = target[rows], value, root
+
+
+@dataclass
 class _Walk:
     """Moves a quantity to one `side` until the root of the objective's rise meets `goal`."""
 
@@ -143,62 +214,64 @@ class _Walk:
     goal: Array
     path: Array
     variance: Array
+    cells: _Cells | None
 
     def end(self, rows: np.ndarray) -> Array:
         base = 2 * self._objective(self.theta, rows)
         limit = self.quantity.limits(self.problem)[0 if self.side < 0 else 1]
         found = np.full(len(rows), np.nan)
-        inside, root_in = self.point.copy(), np.zeros(len(rows))
-        outside, root_out = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+        inside, outside = _Side.at(self.point), _Side.at(np.full(len(rows), np.nan))
         at, last = self.theta.copy(), self.point.copy()
-        target = self._bounded(self.point + self.side * self.reach, limit)
+        target = self.point + self.side * self.reach * (1 + 1 / STIFFNESS)
         active = rows
         for _ in range(MOVES):
             goal = self.goal[active]
             start = at[active] + self.path[active] * (target[active] - last[active])[:, None]
             ends = self._refit(start, target[active], active)
             root = np.sqrt(np.maximum(2 * self._objective(ends, active) - base[active], 0.0))
-            at[active], last[active] = ends, target[active]
+            value = self.quantity.value(self.problem.take(active), ends)
+            moved, asked = np.abs(value - inside.value[active]), np.abs(target[active] - inside.target[active])
+            at[active], last[active] = ends, value
             beyond = root >= goal
-            inside[active[~beyond]], root_in[active[~beyond]] = target[active[~beyond]], root[~beyond]
-            outside[active[beyond]], root_out[active[beyond]] = target[active[beyond]], root[beyond]
+            inside.put(active[~beyond], target, value[~beyond], root[~beyond])
+            outside.put(active[beyond], target, value[beyond], root[beyond])
             met = np.abs(root - goal) <= TOLERANCE * goal
-            at_limit = ~beyond & (target[active] == limit)
+            stuck = ~beyond & ((np.abs(value - limit) <= 1e-9 * self.reach[active]) | (moved < STUCK * asked))
             least = LEAST_WIDTH * (self.problem.unit[active] if self.quantity.index == 0 else 1.0)
-            moved = np.abs(target[active] - self.point[active])
-            far = ~beyond & (moved > FARTHEST * np.maximum(self.reach[active], least))
-            found[active[met]] = target[active[met]]
-            found[active[at_limit & ~met]] = limit
-            found[active[far & ~met & ~at_limit]] = self.side * np.inf
-            active = active[~(met | at_limit | far)]
+            gone = np.abs(value - self.point[active])
+            far = ~beyond & (gone > FARTHEST * np.maximum(self.reach[active], least))
+            found[active[met]] = value[met]
+            found[active[stuck & ~met]] = value[stuck & ~met]
+            found[active[far & ~met & ~stuck]] = self.side * np.inf
+            active = active[~(met | stuck | far)]
             if not len(active):
                 return found
-            target[active] = self._next(active, inside, root_in, outside, root_out, limit)
-        found[active] = np.where(
-            np.isfinite(outside[active]), (inside[active] + outside[active]) / 2, self.side * np.inf
-        )
+            target[active] = self._next(active, inside, outside)
+        middle = (inside.value[active] + outside.value[active]) / 2
+        found[active] = np.where(np.isfinite(middle), middle, self.side * np.inf)
         return found
 
-    def _next(
-        self, active: np.ndarray, inside: Array, root_in: Array, outside: Array, root_out: Array, limit: float
-    ) -> Array:
-        goal, lo, hi = self.goal[active], inside[active], outside[active]
-        stretch = np.clip(1.1 * goal / np.maximum(root_in[active], 1e-12), 1.3, 3.0)
-        wider = (
-            self.point[active]
-            + np.maximum(np.abs(lo - self.point[active]), self.reach[active] / 3) * self.side * stretch
-        )
-        share = (goal - root_in[active]) / np.maximum(root_out[active] - root_in[active], 1e-300)
+    def _next(self, active: np.ndarray, inside: _Side, outside: _Side) -> Array:
+        """The next targets: farther while the rise is too small, then between the two that bracket it."""
+        goal, lo, hi = self.goal[active], inside.target[active], outside.target[active]
+        stretch = np.clip(1.1 * goal / np.maximum(inside.root[active], 1e-12), 1.3, 3.0)
+        moved = np.maximum(np.abs(lo - self.point[active]), self.reach[active] / 3)
+        wider = self.point[active] + self.side * moved * stretch
+        share = (goal - inside.root[active]) / np.maximum(outside.root[active] - inside.root[active], 1e-300)
         closer = lo + np.clip(share, 0.05, 0.95) * (hi - lo)
-        return np.where(np.isfinite(hi), closer, self._bounded(wider, limit))
-
-    def _bounded(self, target: Array, limit: float) -> Array:
-        return np.maximum(target, limit) if self.side < 0 else np.minimum(target, limit)
+        return np.where(np.isfinite(hi), closer, wider)
 
     def _refit(self, start: Array, target: Array, rows: np.ndarray) -> Array:
-        part = self.problem.take(rows)
-        spring = _Spring(self.quantity, part, target, STIFFNESS / self.variance[rows])
-        return polish(part, start, 1e-9, spring)[0]
+        stiffness = STIFFNESS / self.variance[rows]
+        if self.cells is None or not self.cells.theta.shape[1]:
+            part = self.problem.take(rows)
+            return polish(part, start, PRECISION, _Spring(self.quantity, part, target, stiffness))[0]
+        both = np.concatenate([start, self.cells.start(rows, target, stiffness)])
+        part = self.problem.take(np.tile(rows, 2))
+        spring = _Spring(self.quantity, part, np.tile(target, 2), np.tile(stiffness, 2))
+        ends, objective, _ = polish(part, both, PRECISION, spring)
+        second = objective[len(rows) :] < objective[: len(rows)]
+        return np.where(second[:, None], ends[len(rows) :], ends[: len(rows)])
 
     def _objective(self, theta: Array, rows: np.ndarray) -> Array:
         return self.problem.take(rows).objective(theta)

@@ -15,6 +15,7 @@ Gram = dict[tuple[int, int], Array]
 # weights [n, R] and weighted targets [n, R] -> the normal equations' matrix and right-hand side, [G, R] an entry
 _Equations = Callable[[Array, Array], tuple[Gram, list[Array]]]
 _Group = tuple[np.ndarray, float, _Equations]
+MOST_COLUMNS = 3  # coefficients that Cramer's rule below is written out for
 CHUNK_BYTES = 4_000_000  # of one array over cells x problems: a few of them stay within the cache
 
 

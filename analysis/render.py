@@ -6,7 +6,7 @@ import textwrap
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from analysis.printing import COMPUTE_LINE, NAMES, amount, columns, flops, percent, plain, ratio, within, wrapped
+from analysis.printing import NAMES, amount, columns, flops, percent, plain, ratio, within, wrapped
 
 if TYPE_CHECKING:
     from analysis.holdout import Score
@@ -48,7 +48,7 @@ def _head(report: FitReport, width: int) -> str:
     )
     lines = [f"{report.plan:<11} {counted}", wrapped("protocol    ", report.protocol + floor, width)]
     if report.metric != "rfid":
-        lines.append(wrapped("compute     ", COMPUTE_LINE, width))
+        lines.append(wrapped("compute     ", report.compute_said, width))
         lines.append(wrapped("law         ", _law(report), width))
         lines.append(wrapped("noise       ", report.noise, width))
     return "\n".join(lines)
@@ -102,13 +102,37 @@ def _held_out_line(report: FitReport) -> str:
 
 
 def _reconstructions(report: FitReport) -> list[str]:
-    title = ["arm", "K", "T", "lambda", "rFID", "bits/image", "bits/pixel of code", "seeds"]
+    """Rate and distortion by arm, fewest bits first; `*` marks the lower frontier of bits and rFID."""
+    rates = {str(one["arm"]): one for one in report.rates}
+    title = [
+        "arm",
+        "K",
+        "T",
+        "lambda",
+        "bits/image",
+        "bits/pixel",
+        "entropy-coded",
+        "modelled",
+        "rFID",
+        "MSE",
+        "best gFID",
+    ]
     rows = []
     for arm in sorted(report.arms, key=lambda one: one.code_bits_per_image or 0.0):
-        pixel = "-" if arm.code_bits_per_pixel is None else f"{arm.code_bits_per_pixel:.3f}"
-        bits, seeds = plain(arm.code_bits_per_image), str(arm.tokenizer_seeds or "-")
-        rows.append([*_knobs(arm), plain(arm.rfid), bits, pixel, seeds])
-    return columns([title, *rows], right=(1, 2, 3, 4, 5, 6, 7))
+        rate = rates.get(arm.arm, {})
+        pixel = [_bits(rate.get(f"{name}_per_pixel")) for name in ("code_bits", "entropy_bits", "modelled_bits")]
+        mse = rate.get("mse")
+        shown = "-" if mse is None or mse != mse else f"{mse:.4f}"
+        lower = "*" if rate.get("frontier") is True else " "
+        cells = [*_knobs(arm), plain(arm.code_bits_per_image), *pixel, f"{plain(arm.rfid)}{lower}", shown]
+        rows.append([*cells, plain(rate.get("gfid")), str(arm.tokenizer_seeds or "-")])
+    lines = columns([[*title, "seeds"], *rows], right=tuple(range(1, 12)))
+    note = "bits a pixel: nominal T log2 K; entropy-coded T log2 perplexity; modelled by the best generator. "
+    return [*lines, f"{note}* no other arm has as few bits and as low an rFID."]
+
+
+def _bits(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.3f}"
 
 
 # ----------------------------------------------------------------------------------------- optimum

@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis import cautions, holdout
 from analysis.arms import ArmFit, LeftOut, fit_arms, ranked_pairs
+from analysis.entropy import rate_distortion
 from analysis.knobs import KnobOptimum, knob_optima
 from analysis.multipliers import ArmMultipliers, Measured, multipliers
 from analysis.opinions import Guided, by_best_guidance, by_epochs, by_kid, by_protocols
@@ -28,10 +29,17 @@ from analysis.optimum import (
     round_computes,
     shared_range,
 )
+from analysis.printing import compute_line
 from analysis.robustness import undecided, unequal_seeds
 from analysis.spread import Spread, described, measured_spread
 from analysis.summaries import ArmSummary, Curve, Quantity, mean, reconstructions, summarise
 from analysis.table import METRICS, select
+
+RESAMPLES, FEW_ARMS, RESAMPLES_OF_MANY = (
+    1000,
+    8,
+    400,
+)  # 400 leave an end of an interval unsure by 3% of its width, 1,000 by 2%
 
 __all__ = ["ArmSummary", "Curve", "FitReport", "Quantity", "fit_report", "json_values"]
 
@@ -41,7 +49,8 @@ class FitReport:
     """All that `scaling fit` says. Empty sections carry their reason in `notes`.
 
     `undecided` are the computes of `optimum` at which finite samples alone could make the lead. `predictions` are of
-    the size held out (`hold_out`), `score` how they came out; `length_unit` is what a training length counts.
+    the size held out (`hold_out`), `score` how they came out; `rates` has rate and distortion by arm; `length_unit` is
+    what a training length counts.
     """
 
     plan: str
@@ -51,6 +60,7 @@ class FitReport:
     runs: int
     states: dict[str, int]
     protocol: str
+    compute_said: str
     bias_floor: float | None
     objective: str
     spread: Spread | None
@@ -60,6 +70,7 @@ class FitReport:
     base: str | None
     length_unit: str
     arms: list[ArmSummary]
+    rates: list[dict[str, Any]]
     left_out: list[LeftOut]
     ranked: tuple[int, int]
     optimum: list[Recommendation]
@@ -96,6 +107,8 @@ def json_values(value: Any) -> Any:
         return [json_values(one) for one in value]
     if isinstance(value, np.generic):
         return json_values(value.item())
+    if value is pd.NA:
+        return None
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return json_values(asdict(value)) if is_dataclass(value) and not isinstance(value, type) else value
@@ -107,7 +120,7 @@ def fit_report(
     *,
     base: str | None = None,
     guidance: float = 1.0,
-    resamples: int = 1000,
+    resamples: int | None = None,
     seed: int = 0,
     hold_out: bool = False,
     amortize_over: float = 1.0,
@@ -116,13 +129,15 @@ def fit_report(
     """Fit `metric` (fid, loss or rfid) of a tidy table and answer what it can.
 
     `base` names the arm that multipliers compare with (default: the arm `base`, else the first). FID is taken at
-    `guidance`. `hold_out` fits without each arm's largest size, predicts it and scores the prediction. A tokenizer's
+    `guidance`. `resamples` stand behind the intervals (default: 1,000; 400 for more than eight arms). `hold_out` fits
+    without each arm's largest size, predicts it and scores the prediction. A tokenizer's
     FLOPs are counted to `amortize_over` generators. `others` are the same runs under other protocols, by name: the
     optimum must hold there. Same table and `seed`, same report. Arms that cannot be fitted are named and left out.
     Raises TableError.
     """
     column = METRICS.get(metric, metric)
     table = select(df, metric, guidance)
+    resamples = resamples or (RESAMPLES if table["arm"].nunique() <= FEW_ARMS else RESAMPLES_OF_MANY)
     fitted, held = holdout.split_largest(table) if hold_out and metric != "rfid" else (table, table.iloc[:0])
     fits, left = ([], []) if metric == "rfid" else fit_arms(fitted, column, resamples, seed)
     notes = _notes(metric, fits, table, left)
@@ -158,15 +173,17 @@ def fit_report(
         runs=int(df["run"].nunique()),
         states={str(k): int(v) for k, v in df.groupby("run")["state"].first().value_counts().items()},
         protocol=_protocol(table, metric),
+        compute_said=compute_line(table["protocol"].dropna().unique() if "protocol" in table else ()),
         bias_floor=floor,
         objective=fits[0].fit.objective if fits else "",
         spread=spread,
-        noise=described(spread),
+        noise=described(spread) if metric != "loss" or not spread.assumed else "not measured: nothing was repeated",
         resamples=resamples,
         seed=seed,
         base=chosen,
         length_unit=str(table["length_unit"].iloc[0]) if "length_unit" in table else "images",
         arms=reconstructions(table) if metric == "rfid" else [summarise(fit, table, seed) for fit in fits],
+        rates=rate_distortion(table).to_dict("records") if metric == "rfid" else [],
         left_out=left,
         ranked=ranked_pairs(fits),
         optimum=optimum,

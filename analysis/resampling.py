@@ -92,16 +92,32 @@ def wild_values(
     return np.asarray(np.exp(np.log(fitted) + residuals / (1 - leverage) * signs[:, index]))
 
 
-def noise_values(rng: np.random.Generator, fitted: Array, clusters: np.ndarray, noise: Noise, resamples: int) -> Array:
-    """Values [resamples, n] around the fitted ones [n], times log-normal noise whose variances are drawn too."""
+def noise_values(
+    rng: np.random.Generator,
+    fitted: Array,
+    clusters: np.ndarray,
+    noise: Noise,
+    resamples: int,
+    cells: np.ndarray | None = None,
+) -> Array:
+    """Values [resamples, n] around the fitted ones [n], times log-normal noise whose variances are drawn too.
+
+    With `cells` [n] (labels 0..m-1 of points at equal inputs) the values [resamples, m] are the cells' means of ln y,
+    whose noise is drawn as such: the same distribution, without the points.
+    """
     count = len(fitted)
     if noise.run_dof < 1:
         raise ValueError("noise cannot be drawn without a degree of freedom")
+    index = np.arange(count) if cells is None else cells
+    size = np.bincount(index).astype(float)
     run = noise.run * np.sqrt(noise.run_dof / rng.chisquare(noise.run_dof, size=resamples))
-    logs = np.log(fitted) + run[:, None] * rng.standard_normal((resamples, count))
+    means = np.bincount(index, weights=np.log(fitted)) / size
+    logs = means + run[:, None] * rng.standard_normal((resamples, len(size))) / np.sqrt(size)
     if noise.between_dof:
         between = noise.between * noise.between_dof / rng.chisquare(noise.between_dof, size=resamples)
         cluster = np.sqrt(np.maximum(0.0, between - run**2) / noise.size)
-        labels, index = np.unique(clusters, return_inverse=True)
-        logs += cluster[:, None] * rng.standard_normal((resamples, len(labels)))[:, index]
-    return np.exp(logs)
+        labels, of = np.unique(clusters, return_inverse=True)
+        share = np.zeros((len(labels), len(size)))
+        np.add.at(share, (of, index), 1 / size[index])
+        logs += cluster[:, None] * rng.standard_normal((resamples, len(labels))) @ share
+    return np.asarray(np.exp(logs))

@@ -166,7 +166,10 @@ class Problem:
         return replace(self, y=y, unit=unit, weight=weight, held=held, prior=prior)
 
     def residual(self, fitted: Array) -> Array:
-        return np.log(self.y / fitted) if self.loss.residual == "log" else self.y - fitted
+        if self.loss.residual != "log":
+            return self.y - fitted
+        with np.errstate(over="ignore"):  # far from its optimum a law may be as good as 0
+            return np.log(self.y / fitted)
 
     def objective(self, theta: Array) -> Array:
         """The objective at centred parameters, [R]."""
@@ -195,6 +198,7 @@ def solve(
     floor: Array | None = None,
     prior: tuple[Array, Array] | None = None,
     given: Array | None = None,
+    near: Array | None = None,
     cells: int = 32,
     starts: int = 1,
     tolerance: float = 1e-9,
@@ -202,8 +206,9 @@ def solve(
     """Fit R problems that share inputs x [n, k]: values y [R, n], weights [R, n].
 
     `floor` [R] pins E (NaN leaves it free). `prior` is (E0, weight), [R] each: weight/2 ((E - E0)/E0)^2 is added.
-    `given` [R, starts, p] are natural parameters to start from instead of a grid of `cells` along an exponent, of
-    which the best `starts` are polished; the best end is kept.
+    A grid of `cells` along an exponent gives the starts, of which the best `starts` are polished and the best end is
+    kept. Instead, `given` [R, starts, p] are natural parameters to start from, or `near` [p] is an optimum of points
+    much like all of these, from which each starts one linear step towards its own.
     """
     cells_of = Cells.of(x, weight[0]) if loss == Loss() and (weight == weight[0]).all() else None
     within: Array | float = 0.0
@@ -213,7 +218,9 @@ def solve(
     held = np.zeros((len(y), len(law.parameters)), dtype=bool)
     held[:, 0] |= np.isfinite(pinned)
     problem = Problem.of(law, x, y, weight, loss, held, prior)
-    if given is None:
+    if near is not None:
+        theta = _linear_starts(problem, near)[:, None]
+    elif given is None:
         theta = grid_starts(
             law,
             problem.u,
@@ -354,6 +361,26 @@ def _descend(
             problem = problem.take(~done)
     final[state.rows], objective[state.rows] = state.theta, state.value
     return final, objective, converged
+
+
+def _linear_starts(problem: Problem, near: Array) -> Array:
+    """Starts [R, p], centred: from natural parameters `near` [p], one Gauss-Newton step with the Jacobian there."""
+    law, rows = problem.law, len(problem.y)
+    theta = law.centred(np.repeat(near[None], rows, axis=0), problem.centre, problem.unit)
+    if problem.loss != Loss() or not (problem.weight == problem.weight[0]).all():
+        return theta
+    middle = law.centred(near[None], problem.centre, np.exp(np.mean(np.log(problem.unit)))[None])
+    fitted, columns = law.curve(problem.u, middle)
+    slope = (law.slope(problem.u, middle, fitted, columns) / fitted[..., None])[0]
+    weight = problem.weight[0]
+    curvature = (slope * weight[:, None]).T @ slope
+    free = ~(problem.held[0] | at_bound(law, problem.u, middle, np.zeros_like(middle))[0])
+    r = problem.residual(law.curve(problem.u, theta)[0])
+    pull = (r * weight) @ slope[:, free]
+    step = np.zeros_like(theta)
+    step[:, free] = np.linalg.lstsq(curvature[np.ix_(free, free)], pull.T, rcond=None)[0].T
+    low, high = law.bounds(problem.u)
+    return np.clip(theta + step, low, high)
 
 
 def _solved(curvature: Array, descent: Array) -> Array:

@@ -21,7 +21,8 @@ KNOBS = ("tokens_per_image", "codebook_size", "crt_weight")
 SYMBOLS = {"tokens_per_image": "T", "codebook_size": "K", "crt_weight": "M"}
 _NAMES = {"tokens_per_image": ("r", "s"), "codebook_size": ("q", "u"), "crt_weight": ("v", "w")}
 STEEPEST = 3.0
-CELLS_PER_SIDE = 24  # along each of three exponents; with more, as many cells are spread over all of them
+CELLS_PER_SIDE = 14  # along each of three exponents
+SPREAD_CELLS = 12_000  # over five exponents or more
 
 
 class Surface(Law):
@@ -84,7 +85,7 @@ class Surface(Law):
         if count == 3:
             axis = np.geomspace(0.05, 2.0, min(cells, CELLS_PER_SIDE))
             return np.stack([one.ravel() for one in np.meshgrid(axis, axis, axis, indexing="ij")], axis=1)
-        points = _spread(CELLS_PER_SIDE**3, count)
+        points = _spread(SPREAD_CELLS, count)
         return np.exp(np.log(0.04) + points * np.log(2.0 / 0.04))
 
     def shape_bounds(self, u: Array) -> tuple[Array, Array]:

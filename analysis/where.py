@@ -94,4 +94,4 @@ SHORT = {"codebook_size": "K", "tokens_per_image": "T", "crt_weight": "lambda"}
 
 
 def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)  # counts in full: two must not become one

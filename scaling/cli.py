@@ -6,6 +6,7 @@ driver, 5 budget reached. Machine output goes to stdout, the rest to stderr.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -173,7 +174,9 @@ def fit(
     ] = None,
     base: Annotated[str | None, typer.Option(metavar="GROUP", help="what multipliers compare with")] = None,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance at which FID counts")] = 1.0,
-    bootstrap: Annotated[int, typer.Option(min=50, help="resamples behind the intervals")] = 1000,
+    bootstrap: Annotated[
+        int | None, typer.Option(min=50, help="resamples behind intervals (default 1000; 400 above eight arms)")
+    ] = None,
     amortize_over: Annotated[float, typer.Option(help="generators that share a tokenizer's FLOPs where counted")] = 1.0,
     figures: Annotated[bool, typer.Option("--figures/--no-figures", help="draw into plots/")] = True,
     json_: AsJson = False,
@@ -295,6 +298,7 @@ def main() -> None:
     """Entry point: a user's mistake is a line and an exit code, never a traceback."""
     from scaling.errors import exit_code
 
+    gc.set_threshold(200_000)  # imports and tables make many objects and little rubbish
     try:
         app()
     except BrokenPipeError:

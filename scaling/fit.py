@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 JOINT = "chinchilla"
+# inputs that rFID may depend on
+TOKENIZER_COLUMNS = (
+    *("K", "T", "lambda", "codebook_size", "tokens_per_image", "crt_weight"),
+    *("tokenizer_compute", "usage", "perplexity", "latent_norm", "predictability"),
+)
 
 
 class FitOptionError(Exception):
@@ -39,7 +46,7 @@ class FitOptions:
     hold_out: str | None = None
     base: str | None = None
     guidance: float = 1.0
-    resamples: int = 1000
+    resamples: int | None = None
     amortize_over: float = 1.0
     seed: int = 0
 
@@ -51,17 +58,20 @@ class FitOptions:
             raise FitOptionError("--hold-out goes with the joint law (--law chinchilla, without --x or --objective)")
         if self.points not in ("all", "frontier"):
             raise FitOptionError(f"--points {self.points!r} is neither `all` nor `frontier`")
-        if self.points == "frontier" and whole:
+        if self.points == "frontier" and self.route != "curves":
             raise FitOptionError("--points frontier goes with a law of one input, such as --law power_floor")
-        if self.amortize_over < 1:
+        if not 1 <= self.amortize_over < math.inf:
             raise FitOptionError(f"--amortize-over {self.amortize_over:g} must be 1 generator or more")
         if self.x is not None and self.law in ("kaplan", "surface"):
             raise FitOptionError(f"--x goes with a law of one input, such as power_floor, not {self.law!r}")
+        if self.metric == "rfid" and (self.hold_out or (self.route != "report" and self.x not in TOKENIZER_COLUMNS)):
+            raise FitOptionError("rFID has no generator axis: no law over it; leave the law, or --x codebook_size")
 
     @property
     def route(self) -> str:
         """Which analysis answers: report, paper, joint or curves."""
-        if self.law == "paper" and self.points == "all" and self.by == "arm" and self.objective == "ls":
+        plain = self.points == "all" and self.by == "arm" and self.objective == "ls" and self.residual == "log"
+        if self.law == "paper" and plain:
             return "paper"
         if self.x is not None or self.law not in (JOINT, "kaplan", "surface", "auto"):
             return "curves"
@@ -74,18 +84,24 @@ def fit_plan(store: Store, plan: str, options: FitOptions, plots: Path | None) -
 
     Draws into `plots` and stores the fit in full precision with the points it saw. Raises TableError, FitError.
     """
+    from analysis.solver import OBJECTIVES, RESIDUALS
     from analysis.table import METRICS, TableError
     from analysis.where import grouped, where
 
     if options.metric not in METRICS:
         raise TableError(f"metric {options.metric!r} is none of {', '.join(METRICS)}")
+    known = {"objective": (options.objective, OBJECTIVES), "residual": (options.residual, RESIDUALS)}
+    for name, (given, names) in known.items():
+        if given not in names:
+            raise FitOptionError(f"--{name} {given!r} is none of {', '.join(names)}")
     whole = store.load_runs(plan)
     chosen = where(whole, options.where)
-    table, cautions = grouped(chosen, options.by) if options.route != "curves" else (chosen, [])
+    one_column = options.route == "curves" and "," not in options.by
+    table, cautions = (chosen, []) if one_column else grouped(chosen, options.by)
     made = _ROUTES[options.route](store, plan, table, whole, options)
     made.numbers["cautions"] = cautions
     points = FitPoints.of(table, METRICS[options.metric])
-    notes = cautions + what_changed(store.fits(plan), options, points)
+    notes = cautions + what_changed(store, plan, options, points)
     number = store.save_fit(
         plan=plan,
         metric=options.metric,
@@ -127,7 +143,6 @@ class Made:
 def _report(store: Store, plan: str, table: pd.DataFrame, whole: pd.DataFrame, options: FitOptions) -> Made:
     from dataclasses import replace
 
-    from analysis.knob_figures import knob_figure
     from analysis.render import render_text
     from analysis.report import fit_report
 
@@ -143,7 +158,7 @@ def _report(store: Store, plan: str, table: pd.DataFrame, whole: pd.DataFrame, o
         others=_other_protocols(table, whole, options),
     )
     if options.hold_out and report.score is not None:
-        report = replace(report, score=said_before_sight(store.fits(plan), options, report, table))
+        report = replace(report, score=said_before_sight(store, plan, options, report, table))
 
     def drawer(name: str) -> Any:
         def make() -> Figure:
@@ -154,11 +169,23 @@ def _report(store: Store, plan: str, table: pd.DataFrame, whole: pd.DataFrame, o
 
         return make
 
+    def along_knobs() -> Figure:
+        from analysis.knob_figures import knob_figure
+
+        return knob_figure(report)
+
+    def rates() -> Figure:
+        from analysis.rate_figure import rate_figure
+
+        return rate_figure(report)
+
+    if options.metric == "rfid":
+        return Made(render_text(report), report.to_dict(), {"rfid-rate": rates})
     held = "-held-out" if options.hold_out else ""
     figures = {f"{options.metric}-compute{held}": drawer("fid_compute")}
     figures[f"{options.metric}-optimum{held}"] = drawer("fid_optimum")
     if report.knobs:
-        figures[f"{options.metric}-knobs{held}"] = lambda: knob_figure(report)
+        figures[f"{options.metric}-knobs{held}"] = along_knobs
     return Made(render_text(report), report.to_dict(), figures)
 
 
@@ -179,26 +206,49 @@ def _other_protocols(table: pd.DataFrame, whole: pd.DataFrame, options: FitOptio
     return found
 
 
+def _column(table: pd.DataFrame, name: str, option: str) -> str:
+    """A column of numbers for a law's input, by its name or symbol. Raises TableError, FitOptionError."""
+    import pandas as pd
+
+    from analysis.where import known_column
+
+    found = known_column(table, name, option)
+    if not (pd.to_numeric(table[found], errors="coerce") > 0).any():
+        raise FitOptionError(f"{option} {name}: no run has a number above 0 there")
+    return found
+
+
+def _unfitted(left: Iterable[tuple[str, str]]) -> FitOptionError:
+    """That no group has a law, and why."""
+    why: dict[str, list[str]] = {}
+    for name, reason in left:
+        why.setdefault(reason, []).append(name)
+    return FitOptionError("no law: " + "; ".join(f"{', '.join(names)} ({reason})" for reason, names in why.items()))
+
+
 def _curves(store: Store, plan: str, table: pd.DataFrame, whole: pd.DataFrame, options: FitOptions) -> Made:
     from analysis.curves import fit_curves, render
     from analysis.table import METRICS, select
+    from analysis.where import known_column
 
     law = "power_floor" if options.law == JOINT else options.law
     ready = select(table, options.metric, options.guidance)
-    x = options.x or "compute"
+    x = _column(ready, options.x or "compute", "--x")
     report = fit_curves(
         ready,
         METRICS[options.metric],
         x=x,
-        by=options.by,
+        by=known_column(ready, options.by, "--by") if "," not in options.by else "arm",
         law=law,
         points=options.points,
         base=options.base,
         objective=options.objective,
         residual=options.residual,
-        draws=min(options.resamples, 1000),
+        draws=options.resamples or 400,
         seed=options.seed,
     )
+    if not report.groups:
+        raise _unfitted((one.group, one.reason) for one in report.left_out)
 
     def make() -> Figure:
         from analysis.curve_figures import figure
@@ -213,7 +263,10 @@ def _paper(store: Store, plan: str, table: pd.DataFrame, whole: pd.DataFrame, op
     from analysis.table import METRICS, select
 
     ready = select(table, options.metric, options.guidance)
-    report = fit_paper(ready, METRICS[options.metric], options.x or "compute", options.resamples, options.seed)
+    x = _column(ready, options.x or "compute", "--x")
+    report = fit_paper(ready, METRICS[options.metric], x, options.resamples or 1000, options.seed)
+    if not report.arms:
+        raise _unfitted((one.arm, one.reason) for one in report.left_out)
 
     def make() -> Figure:
         from analysis.curve_figures import figure
@@ -236,9 +289,11 @@ def _joint(store: Store, plan: str, table: pd.DataFrame, whole: pd.DataFrame, op
         options.law,
         objective=options.objective,
         residual=options.residual,
-        resamples=options.resamples,
+        resamples=options.resamples or 400,
         seed=options.seed,
     )
+    if not report.fits:
+        raise _unfitted(report.left_out)
     return Made(render_joint(report), report.to_dict(), {})
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from scaling.store import FitRow
+from scaling.store import FitRow, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,22 +42,24 @@ class FitPoints:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Of the points in any order."""
-        lines = sorted(json.dumps(row) for row in self._plain())
-        return hashlib.sha256("\n".join([json.dumps(self.columns), *lines]).encode()).hexdigest()
+        lines = sorted(map(repr, self._plain))
+        return hashlib.sha256("\n".join([repr(self.columns), *lines]).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        return {"columns": list(self.columns), "rows": self._plain(), "sha256": self.sha256}
+        return {"columns": list(self.columns), "rows": self._plain, "sha256": self.sha256}
 
+    @cached_property
     def _plain(self) -> list[list[Any]]:
         return [[one.item() if hasattr(one, "item") else one for one in row] for row in self.rows]
 
 
-def what_changed(fits: Sequence[FitRow], options: FitOptions, points: FitPoints) -> list[str]:
+def what_changed(store: Store, plan: str, options: FitOptions, points: FitPoints) -> list[str]:
     """A line where the last fit that was asked the same saw other points: how many are new, gone and changed."""
-    last = next((fit for fit in reversed(fits) if _asked_alike(fit, options)), None)
+    alike = [fit.id for fit in store.fits(plan, whole=False) if _asked_alike(fit, options)]
+    last = store.fit(alike[-1]) if alike else None
     if last is None or not isinstance(last.points, dict) or last.points.get("sha256") == points.sha256:
         return []
     before, now = _by_name(last.points), _by_name(points.to_json())
@@ -81,7 +83,7 @@ def _by_name(points: dict[str, Any]) -> dict[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def said_before_sight(
-    fits: Sequence[FitRow], options: FitOptions, report: FitReport, table: pd.DataFrame
+    store: Store, plan: str, options: FitOptions, report: FitReport, table: pd.DataFrame
 ) -> Score | None:
     """How the last fit stored before any held-out run ended did; without one, the report's own score, made after.
 
@@ -98,14 +100,12 @@ def said_before_sight(
         return report.score
     first = float(min(ended))
     sizes = {one.size for one in report.predictions}
-    for fit in reversed(fits):
+    for head in reversed(store.fits(plan, whole=False)):
+        if head.created >= first or not _asked_alike(head, options) or head.protocol not in ("", report.protocol):
+            continue
+        fit = store.fit(head.id)
         said = fit.result.get("predictions") if isinstance(fit.result, dict) else None
-        if (
-            not said
-            or fit.created >= first
-            or not _asked_alike(fit, options)
-            or fit.protocol not in ("", report.protocol)
-        ):
+        if not said:
             continue
         predictions = from_rows(said)
         if {one.size for one in predictions} == sizes:

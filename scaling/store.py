@@ -350,12 +350,22 @@ class Store(Leases, Imports):
             assert key is not None
             return int(key[0])
 
-    def fits(self, plan: str | None = None) -> list[FitRow]:
-        """The stored fits of a plan, or all, oldest first."""
-        query = sa.select(fits).order_by(fits.c.id)
+    def fits(self, plan: str | None = None, *, whole: bool = True) -> list[FitRow]:
+        """The stored fits of a plan, or all, oldest first; not `whole`, their points and results are left unread."""
+        columns = [one for one in fits.c if whole or one.name not in ("points", "result")]
+        query = sa.select(*columns).order_by(fits.c.id)
         if plan is not None:
             query = query.where(fits.c.plan == plan)
-        return [FitRow(**row) for row in self._query(lambda c: c.execute(query).mappings().all())]
+        left: dict[str, Any] = {} if whole else {"points": None, "result": None}
+        return [FitRow(**{**row, **left}) for row in self._query(lambda c: c.execute(query).mappings().all())]
+
+    def fit(self, number: int) -> FitRow:
+        """One stored fit, whole. Raises StoreError where there is none of that number."""
+        query = sa.select(fits).where(fits.c.id == number)
+        row = self._query(lambda c: c.execute(query).mappings().first())
+        if row is None:
+            raise StoreError(f"{self.place}: no fit {number}")
+        return FitRow(**row)
 
 
 def _of(fingerprint: str, **values: Any) -> dict[str, Any]:

@@ -29,5 +29,5 @@ def test_every_file_the_readme_links_to_exists() -> None:
 def test_every_command_in_the_readme_is_one() -> None:
     from scaling.cli import app
 
-    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert set(re.findall(r"^\.venv/bin/scaling (\w+)", README, re.MULTILINE)) <= known
