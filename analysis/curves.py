@@ -22,6 +22,7 @@ from analysis.curve_printing import render
 from analysis.fitting import Fit, interval
 from analysis.form import Array
 from analysis.inputs import ALIASES, FitError, column
+from analysis.joint import together
 from analysis.laws import LAWS
 from analysis.multipliers import NARROWEST, REACH, Multiplier
 from analysis.optimum import GRID
@@ -222,7 +223,7 @@ def _parts(runs: pd.DataFrame, by: str) -> dict[str, pd.DataFrame]:
     """Rows by group: numbers ascending, words in the table's order."""
     numeric = pd.api.types.is_numeric_dtype(runs[by])
     return {
-        f"{value:g}" if numeric else str(value): rows.reset_index(drop=True)
+        f"{value:.12g}" if numeric else str(value): rows.reset_index(drop=True)
         for value, rows in runs.groupby(by, sort=bool(numeric))
     }
 
@@ -283,9 +284,7 @@ def _warnings(
     weak = [name for name, one in fitted.items() if one.group.floor_identified is False]
     if weak:
         found.append(f"{', '.join(weak)}: floor not identified (its interval reaches 0).")
-    for name, one in fitted.items():
-        found += [f"{name}: {text}." for text in one.group.warnings]
-    return found
+    return found + together((name, text) for name, one in fitted.items() for text in one.group.warnings)
 
 
 # -------------------------------------------------------------------------------------------- comparisons

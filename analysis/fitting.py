@@ -160,7 +160,8 @@ class Fit:
         rise = self._quantile(level) * self._variance()
         point, low, high = (float(one[0]) for one in profile(problem, theta, quantity, np.array([rise])))
         if quantity.logarithmic(problem):
-            return tuple(float(np.exp(one)) for one in (point, low, high))  # type: ignore[return-value]
+            with np.errstate(over="ignore"):  # an end may be infinite
+                point, low, high = (float(np.exp(one)) for one in (point, low, high))
         return point, low, high
 
     def problem(self) -> tuple[Problem, Array]:

@@ -34,7 +34,8 @@ class Predicted:
 class Score:
     """Predictions against what was measured since.
 
-    `inside` of `total` runs lie in the 95% band; `error` is the RMS of ln measured - ln predicted. `choices` are
+    `inside` of `total` runs lie in the 95% band; `error` is the RMS of ln measured - ln predicted, `errors` the same by
+    arm. `choices` are
     (images, arm predicted best, arm measured best, regret): what following the prediction costs, a fraction of the
     metric. `before` says that the fit was stored before the first of these runs ended; `stored` is when (Unix
     seconds), `number` which.
@@ -44,6 +45,7 @@ class Score:
     inside: int
     total: int
     error: float
+    errors: dict[str, float]
     choices: tuple[tuple[float, str, str, float], ...]
     before: bool = False
     stored: float | None = None
@@ -110,7 +112,8 @@ def score(predictions: Sequence[Predicted], held: pd.DataFrame, column: str) -> 
     """
     done = by_run(held[(held["state"] == "done") & held[column].notna()], column)
     by_cell = {(one.arm, one.size, one.images_seen): one for one in predictions}
-    inside, missed = 0, []
+    inside = 0
+    missed: dict[str, list[float]] = {}
     measured: dict[float, dict[str, list[float]]] = {}
     predicted: dict[float, dict[str, float]] = {}
     for _, run in done.iterrows():
@@ -119,7 +122,7 @@ def score(predictions: Sequence[Predicted], held: pd.DataFrame, column: str) -> 
             continue
         value = float(run[column])
         inside += int(one.low <= value <= one.high)
-        missed.append(np.log(value / one.value))
+        missed.setdefault(one.arm, []).append(float(np.log(value / one.value)))
         measured.setdefault(one.images_seen, {}).setdefault(one.arm, []).append(np.log(value))
         predicted.setdefault(one.images_seen, {})[one.arm] = one.value
     if not missed:
@@ -132,8 +135,10 @@ def score(predictions: Sequence[Predicted], held: pd.DataFrame, column: str) -> 
             best = min(means, key=lambda arm: means[arm])
             choices.append((images, chosen, best, float(np.expm1(means[chosen] - means[best]))))
     sizes = sorted({one.size for one in predictions})
-    error = float(np.sqrt(np.mean(np.square(missed))))
-    return Score(", ".join(sizes), inside, len(missed), error, tuple(choices))
+    errors = {arm: float(np.sqrt(np.mean(np.square(values)))) for arm, values in missed.items()}
+    every = [one for values in missed.values() for one in values]
+    error = float(np.sqrt(np.mean(np.square(every))))
+    return Score(", ".join(sizes), inside, len(every), error, errors, tuple(choices))
 
 
 def to_rows(predictions: Sequence[Predicted]) -> list[dict[str, Any]]:

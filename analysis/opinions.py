@@ -41,6 +41,8 @@ def by_kid(
         return None, "no KID was measured"
     done = table[(table["state"] == "done") & table["arm"].isin(list(names))]
     means = done.groupby("run")["gkid"].mean()
+    if means.isna().any():
+        return None, f"KID is missing in {int(means.isna().sum())} runs"
     if not (means > 0).all():
         return None, f"KID is not positive in {int((~(means > 0)).sum())} runs, so no law of it can be fitted"
     found, reason = optimum_of(done.assign(gkid=done["run"].map(means)), "gkid", names, optimum)

@@ -36,6 +36,21 @@ def starts(
     u [n, k] centred logs, y [R, n], weight [R, n]; `relative` weighs residuals by 1/y (they stand in for logarithmic
     ones). `pinned` [R] holds the first coefficient where it is a number; `prior` is (E0 [R], weight [R]) of it.
     """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a cell that overflows is never the best
+        return _starts(law, u, y, weight, relative, pinned, prior, cells, count)
+
+
+def _starts(
+    law: Law,
+    u: Array,
+    y: Array,
+    weight: Array,
+    relative: bool,
+    pinned: Array,
+    prior: tuple[Array, Array] | None,
+    cells: int,
+    count: int,
+) -> Array:
     shapes = law.grid(u, cells)
     axes = law.axes(u, cells)
     if axes is None:
@@ -164,27 +179,26 @@ def _least_squares(gram: Gram, moments: list[Array], subset: tuple[int, ...]) ->
         return gram[min(subset[i], subset[j]), max(subset[i], subset[j])]
 
     b = [moments[i] for i in subset]
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if len(subset) == 1:
-            values = [b[0] / g(0, 0)]
-        elif len(subset) == 2:
-            det = g(0, 0) * g(1, 1) - g(0, 1) ** 2
-            values = [(b[0] * g(1, 1) - b[1] * g(0, 1)) / det, (b[1] * g(0, 0) - b[0] * g(0, 1)) / det]
-        else:
-            c00, c11, c22 = (
-                g(1, 1) * g(2, 2) - g(1, 2) ** 2,
-                g(0, 0) * g(2, 2) - g(0, 2) ** 2,
-                g(0, 0) * g(1, 1) - g(0, 1) ** 2,
-            )
-            c01 = g(0, 2) * g(1, 2) - g(0, 1) * g(2, 2)
-            c02 = g(0, 1) * g(1, 2) - g(0, 2) * g(1, 1)
-            c12 = g(0, 1) * g(0, 2) - g(0, 0) * g(1, 2)
-            det = g(0, 0) * c00 + g(0, 1) * c01 + g(0, 2) * c02
-            values = [
-                (c00 * b[0] + c01 * b[1] + c02 * b[2]) / det,
-                (c01 * b[0] + c11 * b[1] + c12 * b[2]) / det,
-                (c02 * b[0] + c12 * b[1] + c22 * b[2]) / det,
-            ]
-        explained = sum(value * moment for value, moment in zip(values, b, strict=True))
-        feasible = np.isfinite(explained) & np.all([value >= 0 for value in values], axis=0)
+    if len(subset) == 1:
+        values = [b[0] / g(0, 0)]
+    elif len(subset) == 2:
+        det = g(0, 0) * g(1, 1) - g(0, 1) ** 2
+        values = [(b[0] * g(1, 1) - b[1] * g(0, 1)) / det, (b[1] * g(0, 0) - b[0] * g(0, 1)) / det]
+    else:
+        c00, c11, c22 = (
+            g(1, 1) * g(2, 2) - g(1, 2) ** 2,
+            g(0, 0) * g(2, 2) - g(0, 2) ** 2,
+            g(0, 0) * g(1, 1) - g(0, 1) ** 2,
+        )
+        c01 = g(0, 2) * g(1, 2) - g(0, 1) * g(2, 2)
+        c02 = g(0, 1) * g(1, 2) - g(0, 2) * g(1, 1)
+        c12 = g(0, 1) * g(0, 2) - g(0, 0) * g(1, 2)
+        det = g(0, 0) * c00 + g(0, 1) * c01 + g(0, 2) * c02
+        values = [
+            (c00 * b[0] + c01 * b[1] + c02 * b[2]) / det,
+            (c01 * b[0] + c11 * b[1] + c12 * b[2]) / det,
+            (c02 * b[0] + c12 * b[1] + c22 * b[2]) / det,
+        ]
+    explained = sum(value * moment for value, moment in zip(values, b, strict=True))
+    feasible = np.isfinite(explained) & np.all([value >= 0 for value in values], axis=0)
     return values, np.asarray(explained), feasible

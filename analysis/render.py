@@ -91,14 +91,18 @@ def _arms(report: FitReport, width: int) -> str:
 
 def _arm_row(report: FitReport, arm: ArmSummary) -> list[str]:
     floor, exponent = within(arm.floor), within(arm.exponent, "exponent")
-    return [*_knobs(arm), plain(arm.rfid), floor, exponent, percent(arm.residual), percent(arm.held_out)]
+    unseen = arm.held_out
+    if report.hold_out:
+        unseen = report.score.errors.get(arm.arm) if report.score else None
+    return [*_knobs(arm), plain(arm.rfid), floor, exponent, percent(arm.residual), percent(unseen)]
 
 
 def _held_out_line(report: FitReport) -> str:
     right, tested = report.ranked
     pairs = f" Pairs ranked as predicted: {right} of {tested}." if tested and report.metric == "fid" else ""
-    which = "the largest size of these" if report.hold_out else "the largest size"
-    return f"* fitted without {which}, predicted there.{pairs}"
+    if report.hold_out:
+        return "* error at the size that was held out." if report.score else "* the size held out is not trained yet."
+    return f"* fitted without the largest size, predicted there.{pairs}"
 
 
 def _reconstructions(report: FitReport) -> list[str]:
@@ -142,13 +146,17 @@ def _optimum(report: FitReport, width: int) -> str:
     title = "OPTIMUM BY GENERATOR COMPUTE"
     if not report.optimum:
         return f"{title}\n{wrapped('', report.notes.get('optimum', 'none'), width)}"
-    rows = [["FLOPs", "best", NAMES[report.column], "train it as", "not worse within noise"]]
+    kid = {one.compute: f"{one.best} ({one.value:.2g})" for one in report.second_optimum or ()}
+    beside = ["by KID"] if kid else []
+    rows = [["FLOPs", "best", NAMES[report.column], "train it as", *beside, "not worse within noise"]]
     for one in report.optimum:
         trained = f"{amount(one.params)} params{'!' * one.params_outside}, "
         trained += f"{amount(one.images)} {report.length_unit}{'!' * one.images_outside}"
         same = ", ".join(f"{name} ({plain(value)})" for name, value in one.not_worse) or "none"
         best = f"{one.best}{'?' * (one.compute in report.undecided)}"
-        rows.append([flops(one.compute), best, plain(one.value), trained, same])
+        rows.append(
+            [flops(one.compute), best, plain(one.value), trained, *(kid.get(one.compute, "-") for _ in beside), same]
+        )
     lines = [title, *columns(rows, right=(2,))]
     outside = _outside(report)
     if outside:
@@ -343,7 +351,8 @@ def _scored(score: Score, report: FitReport) -> list[str]:
     lines = [f"{inside}; {when}."]
     if score.choices:
         kept = sum(chosen == best for _, chosen, best, _ in score.choices)
-        said = f"best arm foreseen at {kept} of {len(score.choices)} lengths, regret at most {percent(score.regret)}"
+        lost = f"regret at most {percent(score.regret)}" if score.regret > 0 else "no regret"
+        said = f"best arm foreseen at {kept} of {len(score.choices)} lengths, {lost}"
         missed = [
             f"{amount(images)} {report.length_unit}: {chosen}, not {best} (+{percent(lost)})"
             for images, chosen, best, lost in score.choices

@@ -155,8 +155,8 @@ def fit_report(
         notes.setdefault("multipliers", "none: no arm's envelope takes the base's values within the data")
     spread = measured_spread(table, column)
     names = [fit.name for fit in fits]
-    second, reason = by_kid(table, names, optimum) if metric == "fid" else (None, "")
-    guided = by_best_guidance(df, column, optimum, resamples, seed)
+    second, reason = by_kid(fitted, names, optimum) if metric == "fid" else (None, "")
+    guided = by_best_guidance(_kept(df, fitted), column, optimum, resamples, seed)
     floor = _largest(table, "bias_floor")
     doubted = [] if metric != "fid" else _doubted(optimum, second, floor)
     knobs = [] if metric != "fid" else knob_optima(fits, column, [o.compute for o in optimum], spread.run, over, chosen)
@@ -164,7 +164,8 @@ def fit_report(
     warnings = _warnings(metric, table, fits, optimum, second, reason, rates, doubted)
     if metric != "rfid":
         warnings += by_epochs(fitted, column, fits, optimum) + unequal_seeds(df)
-    warnings += by_protocols(others or {}, column, names, optimum) + (guided.cautions if guided else [])
+    seen = {what: _kept(rows, fitted) for what, rows in (others or {}).items()}
+    warnings += by_protocols(seen, column, names, optimum) + (guided.cautions if guided else [])
     return FitReport(
         plan=str(df["plan"].iloc[0]) if "plan" in df else "",
         metric=metric,
@@ -201,6 +202,11 @@ def fit_report(
         notes=notes,
         warnings=warnings,
     )
+
+
+def _kept(rows: pd.DataFrame, fitted: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that the laws saw: what is held out must not speak through another metric either."""
+    return rows[rows["run"].isin(fitted["run"])]
 
 
 def _base(names: list[str]) -> str | None:

@@ -168,8 +168,7 @@ class Problem:
     def residual(self, fitted: Array) -> Array:
         if self.loss.residual != "log":
             return self.y - fitted
-        with np.errstate(over="ignore"):  # far from its optimum a law may be as good as 0
-            return np.log(self.y / fitted)
+        return np.log(self.y / fitted)
 
     def objective(self, theta: Array) -> Array:
         """The objective at centred parameters, [R]."""
@@ -289,6 +288,13 @@ def polish(
     problem: Problem, theta: Array, tolerance: float, penalty: Penalty | None = None
 ) -> tuple[Array, Array, np.ndarray]:
     """Minimise R problems from centred theta [R, p]: where they end, the objective with its penalty, converged."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a trial far off is as bad as inf, and refused
+        return _polish(problem, theta, tolerance, penalty)
+
+
+def _polish(
+    problem: Problem, theta: Array, tolerance: float, penalty: Penalty | None
+) -> tuple[Array, Array, np.ndarray]:
     if not problem.loss.absolute:
         return _descend(problem, theta, tolerance, penalty)
     fitted = problem.law.curve(problem.u, theta)[0]

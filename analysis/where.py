@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.inputs import ALIASES
 from analysis.table import TableError
 
-_CONDITION = re.compile(r"^\s*([^=!<>]+?)\s*(!=|>=|<=|=|>|<)\s*(.+?)\s*$")
+_CONDITION = re.compile(r"^\s*([^=!<>]+?)\s*(!=|>=|<=|==?|>|<)\s*(.+?)\s*$")
 _COMPARE: dict[str, Callable[[Any, float], pd.Series]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -40,6 +40,7 @@ def _meets(df: pd.DataFrame, text: str) -> pd.Series:
     if found is None:
         raise TableError(f"--where {text!r} is no condition; write COLUMN=VALUE, or with !=, >=, <=, >, <")
     name, sign, value = found.groups()
+    sign = "=" if sign == "==" else sign
     column = df[known_column(df, name, "--where")]
     if sign in ("=", "!="):
         same = pd.Series(False, index=df.index)

@@ -237,3 +237,13 @@ def test_without_hold_out_nothing_is_predicted(metric):
     assert (report.hold_out, report.predictions, report.score) == (None, [], None)
     held = fit_report(sweep(laws=PAIR), metric, resamples=20, hold_out=True)
     assert held.score.total == 6
+
+
+def test_what_is_held_out_speaks_through_no_other_metric():
+    """KID of the largest size alone makes crt best by far: the laws of the smaller sizes must not hear of it."""
+    table = sweep(laws=PAIR)
+    largest = table["params"] == table.groupby("arm")["params"].transform("max")
+    told = table.assign(gkid=table["gkid"].where(~(largest & (table["arm"] == "crt")), table["gkid"] / 50))
+    reports = [fit_report(one, resamples=50, hold_out=True) for one in (table, told)]
+    assert reports[0].second_optimum == reports[1].second_optimum
+    assert reports[0].warnings == reports[1].warnings

@@ -64,7 +64,7 @@ def test_kid_is_averaged_over_a_runs_evaluations_and_one_of_them_may_be_negative
         (lambda t: t.drop(columns="gkid"), "no KID was measured"),
         (lambda t: t.assign(gkid=np.nan), "no KID was measured"),
         (lambda t: t.assign(gkid=t["gkid"].where(t.index > 2, -0.001)), "KID is not positive in 3 runs"),
-        (lambda t: t.assign(gkid=t["gkid"].where(t["arm"] != "crt")), "KID is not positive in 12 runs"),
+        (lambda t: t.assign(gkid=t["gkid"].where(t["arm"] != "crt")), "KID is missing in 12 runs"),
     ],
 )
 def test_why_there_is_no_optimum_by_kid_is_said(change, reason):

@@ -262,7 +262,7 @@ def test_before_the_largest_is_trained_its_predictions_are_printed():
         assert f"{one.arm} 64x3 {one.images_seen / 1000:.0f}k {band}" in block
     assert text.index("COMPUTE MULTIPLIER") < text.index("PREDICTION BEFORE SIGHT") < text.index("WARNINGS")
     assert "9 smaller points an arm" in " ".join(text.split())
-    assert "* fitted without the largest size of these, predicted there." in text
+    assert "* the size held out is not trained yet." in text
 
 
 def test_after_it_is_trained_the_score_is_printed_and_called_after_the_fact():
@@ -277,7 +277,7 @@ def test_after_it_is_trained_the_score_is_printed_and_called_after_the_fact():
 def test_a_score_of_a_stored_fit_says_which_and_when_and_what_a_missed_choice_cost():
     """Trap 22 of shared/reference/traps.md: what was said before the runs is told from what was said after."""
     choices = ((16e3, "base", "crt", 0.021), (32e3, "crt", "crt", 0.0))
-    score = Score("64x3", 5, 6, 0.0123, choices, before=True, stored=1_700_000_000.0, number=7)
+    score = Score("64x3", 5, 6, 0.0123, {"base": 0.0123}, choices, before=True, stored=1_700_000_000.0, number=7)
     block = section(render_text(replace(held_out(), score=score)), "PREDICTION BEFORE SIGHT")
     assert "as fit 7 said at 2023-11-14 22:13 UTC, before the first of these runs ended." in block
     assert "best arm foreseen at 1 of 2 lengths, regret at most 2.1% (16k images: base, not crt (+2.1%))." in block
