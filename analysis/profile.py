@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import nnls
 
 from analysis.form import Array
 from analysis.projection import MOST_COLUMNS, starts
@@ -24,7 +25,7 @@ LEAST_WIDTH = 0.1  # of ln or of an exponent (of y's unit for a floor): one held
 TOLERANCE = 1e-3  # of the root of the rise
 PRECISION = 1e-6  # relative, of the objective with its spring
 FEW = 4  # problems at once up to which each refit also starts from the best cell of a grid
-GRID_CELLS = 32
+GRID_CELLS, FEW_CELLS = 32, 14  # along an exponent
 STUCK = 1e-3  # share of the way to its target that a quantity at an end of its range still moves
 
 
@@ -135,21 +136,22 @@ class _Cells:
     @staticmethod
     def of(problem: Problem, quantity: Quantity) -> _Cells:
         rows, law = len(problem.y), problem.law
-        pinned = np.where(problem.held[:, 0], 0.0, np.nan) if law.floor else np.full(rows, np.nan)
-        # neither a floor held elsewhere than at 0 nor more coefficients than the projection solves
-        if problem.held[:, 0].any() or law.linear > MOST_COLUMNS:
+        if problem.held[:, 0].any():  # a floor held elsewhere than at 0 is the walk's own to start from
             return _Cells(np.empty((rows, 0, len(law.parameters))), np.empty((rows, 0)), np.empty((rows, 0)))
-        theta = starts(
-            law,
-            problem.u,
-            problem.y,
-            problem.weight,
-            relative=problem.loss.residual == "log",
-            pinned=pinned,
-            prior=problem.prior,
-            cells=GRID_CELLS,
-            count=len(law.grid(problem.u, GRID_CELLS)),
-        )
+        if law.linear > MOST_COLUMNS:
+            theta = np.stack([_one_by_one(problem.take(np.array([row]))) for row in range(rows)])
+        else:
+            theta = starts(
+                law,
+                problem.u,
+                problem.y,
+                problem.weight,
+                relative=problem.loss.residual == "log",
+                pinned=np.full(rows, np.nan),
+                prior=problem.prior,
+                cells=GRID_CELLS,
+                count=len(law.grid(problem.u, GRID_CELLS)),
+            )
         count = theta.shape[1]
         flat = problem.take(np.repeat(np.arange(rows), count))
         ends = theta.reshape(rows * count, -1)
@@ -183,6 +185,19 @@ def _curvature(problem: Problem, theta: Array, quantity: Quantity) -> tuple[Arra
     size = np.einsum("rnp,rn->rp", np.abs(slope), problem.weight).max(axis=1)
     variance = np.where(variance > 0, variance, 1 / np.maximum(size, 1e-12) ** 2)
     return variance, along / np.maximum(variance, 1e-300)[:, None]
+
+
+def _one_by_one(problem: Problem) -> Array:
+    """The cells [G, p] of one problem whose law has more coefficients than the projection solves in a batch."""
+    law, y, weight = problem.law, problem.y[0], problem.weight[0]
+    shapes = law.grid(problem.u, FEW_CELLS)
+    scale = np.sqrt(weight) / (y if problem.loss.residual == "log" else 1.0)
+    found = []
+    for shape, columns in zip(shapes, law.columns(problem.u, shapes), strict=True):
+        coefficients, _ = nnls(columns * scale[:, None], y * scale)
+        coefficients[int(law.floor) :] = np.maximum(coefficients[int(law.floor) :], 1e-3)
+        found.append(np.r_[coefficients, shape])
+    return np.stack(found)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import least_squares, nnls
 from scipy.special import fdtri
 from synthetic_sweep import LAWS as ARMS
 from synthetic_sweep import sweep, true_value
@@ -126,3 +127,30 @@ def test_a_new_run_lies_in_a_wider_band_than_the_law():
 def test_an_interval_that_cannot_be_given_is_refused(options, ask, message):
     with pytest.raises(FitError, match=message):
         fit_law(curve(), "power_floor", "x", "y", **options).interval("E", **ask)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4])
+def test_ends_of_a_weakly_fixed_law_are_those_of_a_search_over_all_its_valleys(seed):
+    """Noise of 5% leaves several valleys: at an end of the exponent's interval the best refit has risen as it says."""
+    table = sweep(noise=0.05, seed=seed, laws={"base": ARMS["base"]})
+    fit = fit_law(table, y="gfid")
+    u = np.log(fit.x) - np.log(fit.x).mean(axis=0)
+
+    def left(exponent):
+        """The least sum of squares over all shapes with ab/(a+b) = exponent."""
+        best = np.inf
+        for a in np.geomspace(max(exponent * 1.001, 0.02), 3, 40):
+            b = exponent * a / (a - exponent)
+            if not 0.02 <= b <= 3:
+                continue
+            columns = np.stack([np.ones(len(u)), np.exp(-a * u[:, 0]), np.exp(-b * u[:, 1])], axis=1)
+            start = np.maximum(nnls(columns / fit.y[:, None], np.ones(len(u)))[0], 1e-6)
+            found = least_squares(lambda c: np.log(fit.y / (columns @ c)), start, bounds=(1e-12, np.inf))  # noqa: B023
+            best = min(best, 2 * found.cost)
+        return best
+
+    ends = [end for end in fit.interval("exponent") if 0.021 < end < 1.49]  # the bound of the search is no crossing
+    assert ends
+    for end in ends:
+        rise = (left(end) - 2 * fit.objective_value) / (2 * fit.objective_value / fit.dof)
+        assert rise == pytest.approx(fdtri(1, fit.dof, 0.95), rel=0.05)
