@@ -67,7 +67,11 @@ def sync_to_disk(path: Path) -> None:
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """Strict JSON text; NaN and infinities as {"$float": "nan"}, numbers of numpy as plain ones. Raises TypeError."""
-    return json.dumps(_encode(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    options: dict[str, Any] = {"indent": indent, "allow_nan": False, "ensure_ascii": False}
+    try:
+        return json.dumps(value, **options)  # plain values need no walk of ours
+    except (TypeError, ValueError):
+        return json.dumps(_encode(value), **options)
 
 
 def from_json(text: str | bytes) -> Any:

@@ -132,11 +132,17 @@ def tidy_table(rows: Sequence[Mapping[str, Any]], imported: Sequence[ImportedCol
     """The tidy table of plans' rows and then imports' columns; a column that one lacks is missing there."""
     import pandas as pd
 
-    names = dict.fromkeys(["plan", "run", "state", *(name for row in rows for name in row)])
+    shapes = dict.fromkeys(map(tuple, rows))  # rows of one sweep have few sets of columns
+    names = dict.fromkeys(["plan", "run", "state", *(name for shape in shapes for name in shape)])
+    whole = (
+        dict(zip(next(iter(shapes)), zip(*(row.values() for row in rows), strict=True), strict=True))
+        if len(shapes) == 1
+        else {}
+    )
     names |= dict.fromkeys(name for one in imported for name in one.columns)
     columns = {}
     for name in names:
-        values = [row.get(name) for row in rows]
+        values = list(whole[name]) if name in whole else [row.get(name) for row in rows]
         for one in imported:
             values += [one.name] * one.rows if name == "plan" else one.columns.get(name) or [None] * one.rows
         columns[name] = values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -84,10 +85,10 @@ def _rows_of_run(
     run: Any, states: Mapping[str, tuple[str, float]], values: Mapping[str, Mapping[str, Scalar]]
 ) -> Iterator[dict[str, Any]]:
     plan, name, columns, parts, static = run
-    shared = {part: stage for part, stage in parts.items() if part != "evaluations"}
+    shared = {part: parts[part] for part in _in_order(tuple(parts))}
     united = dict(columns)
-    for part in sorted(shared, key=lambda part: ORDER.index(part) if part in ORDER else -1):
-        united |= values.get(shared[part], {})
+    for stage in shared.values():
+        united |= values.get(stage, {})
     degenerate = bool(values.get(shared.get("tokenizer", ""), {}).get("degenerate"))
     common = [states.get(stage, UNKNOWN) for stage in shared.values()]
     evaluations = parts.get("evaluations") or [None]
@@ -98,6 +99,13 @@ def _rows_of_run(
         ended = found and all(state == "done" for state, _ in found)
         last = {"finished": max(updated for _, updated in found)} if ended else {}
         yield {**row, **united, **own, **values.get(evaluation or "", {}), **last, **row}
+
+
+@cache
+def _in_order(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The parts of a run that all its rows share, later ones last."""
+    shared = [part for part in parts if part != "evaluations"]
+    return tuple(sorted(shared, key=lambda part: ORDER.index(part) if part in ORDER else -1))
 
 
 def row_state(found: Iterable[str], degenerate: bool) -> str:
