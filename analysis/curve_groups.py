@@ -17,8 +17,8 @@ from analysis.form import Array
 from analysis.frontier import FrontierLaw, frontier_law, inner_points
 from analysis.inputs import FEWEST_SCALES, FitError
 from analysis.pair import log_curve
+from analysis.problem import Solution
 from analysis.selection import aicc, rolling_origin, with_forms
-from analysis.solver import Solution
 
 BEYOND = 10.0  # how far past a group's largest x its law is shown
 INSIDE_POINTS, BEYOND_POINTS = 61, 9

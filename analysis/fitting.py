@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import fdtri
 
+from analysis.asked import form_of, loss_of, weights_of
 from analysis.form import EXPONENT_BOUNDS, Array, Law
-from analysis.inputs import ALIASES, FitError, check_scales, column, input_array, positive, refuse_duplicates
-from analysis.laws import LAWS
+from analysis.inputs import FitError, check_scales, column, input_array, positive, refuse_duplicates
+from analysis.problem import Cells, Loss, Problem, Solution
 from analysis.profile import Quantity, profile
 from analysis.resampling import CASES_ENOUGH, Noise, case_weights, estimate_noise, noise_values, wild_values
-from analysis.solver import OBJECTIVES, RESIDUALS, Cells, Loss, Problem, Solution, solve
-from analysis.surface import surface_of
+from analysis.solver import solve
 
 __all__ = ["Draws", "Fit", "FitError", "fit_law", "fit_pinned", "interval"]
 
@@ -318,8 +318,8 @@ def fit_law(
         from analysis.selection import choose
 
         return choose(table, names, y, objective, delta, residual, noise, floor, prior, cluster)
-    form = _form(law, names, table)
-    loss = _loss(objective, delta, residual)
+    form = form_of(law, names, table)
+    loss = loss_of(objective, delta, residual)
     names = names or tuple(form.inputs)
     if len(names) != len(form.inputs):
         raise FitError(f"law {form.name} takes {len(form.inputs)} inputs ({', '.join(form.inputs)}), got {len(names)}")
@@ -328,7 +328,7 @@ def fit_law(
     warnings = check_scales(inputs, names, len(values), form, y)
     if (floor is not None or prior is not None) and not form.floor:
         raise FitError(f"law {form.name} has no floor to hold or to draw; use power_floor or paper")
-    weight = np.ones(len(values)) if noise is None else _weights(table, noise)
+    weight = np.ones(len(values)) if noise is None else weights_of(table, noise)
     clusters = np.zeros(len(values), dtype=int) if cluster is None else pd.factorize(column(table, cluster))[0]
     empty = Solution(form, np.empty((0, len(form.parameters))), np.empty(0), np.empty(0, dtype=bool))
     fit = Fit(form, names, y, inputs, values, weight, clusters, loss, empty, noise is not None, floor, prior)
@@ -346,35 +346,6 @@ def fit_law(
     )
     fit.warnings = (*warnings, *_at_bounds(fit))
     return fit
-
-
-def _form(law: str | Law, names: tuple[str, ...] | None, table: pd.DataFrame) -> Law:
-    if isinstance(law, Law):
-        return law
-    if law == "surface":
-        asked = names or ("C", "T")
-        weights = [positive(table, name) for name in asked if ALIASES.get(name, name) == "crt_weight"]
-        return surface_of(asked, weights[0] if weights else None)
-    if law not in LAWS:
-        raise FitError(f"law {law!r} is none of {', '.join((*LAWS, 'surface', 'auto'))}")
-    return LAWS[law]
-
-
-def _loss(objective: str, delta: float, residual: str) -> Loss:
-    residual = "raw" if residual == "linear" else residual
-    if objective not in OBJECTIVES or residual not in RESIDUALS or not delta > 0:
-        raise FitError(
-            f"objective {objective!r} ({', '.join(OBJECTIVES)}), residual {residual!r} ({', '.join(RESIDUALS)}), "
-            f"delta {delta} (> 0)"
-        )
-    return Loss(objective, float(delta), residual)
-
-
-def _weights(table: pd.DataFrame, noise: float | str) -> Array:
-    spread = positive(table, noise) if isinstance(noise, str) else np.full(len(table), float(noise))
-    if not (np.isfinite(spread) & (spread > 0)).all():
-        raise FitError(f"noise must be a positive standard deviation of a residual, got {noise}")
-    return 1 / spread**2
 
 
 def fit_pinned(fit: Fit, floors: Array) -> Solution:

@@ -16,8 +16,9 @@ from analysis.fitting import DRAW_CELLS, Fit, fit_law, interval
 from analysis.form import Array
 from analysis.inputs import FEWEST_SCALES, FitError, positive
 from analysis.laws import LAWS
+from analysis.problem import Solution
 from analysis.resampling import Noise, noise_values
-from analysis.solver import Solution, solve
+from analysis.solver import solve
 
 RFID_SPREAD = 0.25  # relative standard deviation of the prior that draws Lmin to rFID: a hint, never a bound
 MANY_DOF = 1_000_000  # of a noise that the caller knows

@@ -15,7 +15,7 @@ from scipy.interpolate import PchipInterpolator
 
 from analysis.fitting import Draws, Fit, interval
 from analysis.laws import Array
-from analysis.solver import Solution, stack
+from analysis.problem import Solution, stack
 
 BEYOND_SIZES = 4.0  # the best N is sought up to this factor outside the trained sizes
 SIZES = 101  # values of N in the table that an envelope is read from

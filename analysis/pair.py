@@ -18,8 +18,9 @@ from analysis.fitting import POINT_CELLS, POINT_STARTS, POINT_TOLERANCE, Fit, in
 from analysis.form import FLOOR, TINY, Array, Law, amplitude, exponent, exponent_axis, product
 from analysis.inputs import FitError
 from analysis.laws import PowerSum, envelope_exponent
+from analysis.problem import Solution
 from analysis.profile import Quantity
-from analysis.solver import Solution, solve
+from analysis.solver import solve
 
 AGREES = 0.05  # shapes of one origin are called different this often
 MARKS = (float(np.exp(-1)), float(np.e))  # what the input `group` holds for the first curve's points and the second's

@@ -15,8 +15,9 @@ import numpy as np
 from scipy.optimize import nnls
 
 from analysis.form import Array
+from analysis.problem import Problem
 from analysis.projection import MOST_COLUMNS, starts
-from analysis.solver import Problem, at_bound, polish
+from analysis.solver import at_bound, polish
 
 STIFFNESS = 30.0  # of the spring over the quantity's own curvature: a stiffer one turns every step into many
 MOVES = 40

@@ -19,6 +19,7 @@ MOST_COLUMNS = 3  # coefficients that Cramer's rule below is written out for
 CHUNK_BYTES = 4_000_000  # of one array over cells x problems: a few of them stay within the cache
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # a cell that overflows is never the best
 def starts(
     law: Law,
     u: Array,
@@ -36,21 +37,6 @@ def starts(
     u [n, k] centred logs, y [R, n], weight [R, n]; `relative` weighs residuals by 1/y (they stand in for logarithmic
     ones). `pinned` [R] holds the first coefficient where it is a number; `prior` is (E0 [R], weight [R]) of it.
     """
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a cell that overflows is never the best
-        return _starts(law, u, y, weight, relative, pinned, prior, cells, count)
-
-
-def _starts(
-    law: Law,
-    u: Array,
-    y: Array,
-    weight: Array,
-    relative: bool,
-    pinned: Array,
-    prior: tuple[Array, Array] | None,
-    cells: int,
-    count: int,
-) -> Array:
     shapes = law.grid(u, cells)
     axes = law.axes(u, cells)
     if axes is None:

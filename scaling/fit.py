@@ -84,7 +84,7 @@ def fit_plan(store: Store, plan: str, options: FitOptions, plots: Path | None) -
 
     Draws into `plots` and stores the fit in full precision with the points it saw. Raises TableError, FitError.
     """
-    from analysis.solver import OBJECTIVES, RESIDUALS
+    from analysis.problem import OBJECTIVES, RESIDUALS
     from analysis.table import METRICS, TableError
     from analysis.where import grouped, where
 

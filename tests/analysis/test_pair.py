@@ -19,8 +19,9 @@ from analysis.pair import (
     shape_test,
     shared_shape,
 )
+from analysis.problem import Loss, Problem
 from analysis.profile import Quantity, profile
-from analysis.solver import Loss, Problem, solve
+from analysis.solver import solve
 
 DRAWS = 2000
 KAPPA = 2.0

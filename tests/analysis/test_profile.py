@@ -11,8 +11,9 @@ from synthetic_sweep import sweep, true_value
 from analysis.fitting import FitError, fit_law
 from analysis.form import EXPONENT_BOUNDS
 from analysis.laws import CHINCHILLA, POWER
+from analysis.problem import Loss, Problem
 from analysis.profile import Quantity, profile
-from analysis.solver import Loss, Problem, solve
+from analysis.solver import solve
 
 DRAWS = 2000
 
