@@ -125,8 +125,8 @@ def damage(stage_dir: Path, *, verify: bool = False) -> list[str]:
 def withdraw(stage_dir: Path) -> None:
     """Take back a commit whose files are damaged, so that the stage is made again; nor is its attempt adopted."""
     with contextlib.suppress(CorruptArtifact, FileNotFoundError, KeyError, TypeError):
-        own = Layout.result(Layout.attempt(stage_dir, read_json(Layout.result(stage_dir))["attempt"]))
-        own.replace(own.with_name("withdrawn.json"))
+        attempt = Layout.attempt(stage_dir, read_json(Layout.result(stage_dir))["attempt"])
+        Layout.result(attempt).replace(Layout.withdrawn(attempt))
     Layout.result(stage_dir).unlink(missing_ok=True)
 
 

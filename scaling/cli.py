@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scaling import cli_db, cli_mend
+
 if TYPE_CHECKING:
     from scaling.plan import Plan
     from scaling.store import Store
@@ -92,7 +94,7 @@ def sweep(
     if result.status in ("interrupted", "budget"):
         say(f"resume with: {command}")
     elif result.status == "failed":
-        say(f"logs of every attempt lie under artifacts/*/*/attempts/; try the failed stages again with: {command}")
+        say(f"why: scaling logs STAGE (or RUN); try the failed stages again with: {command}")
     elif not json_:
         say("next: scaling fit --metric fid" + (f" --db {db}" if db != DATABASE else ""))
     raise typer.Exit(EXIT[result.status])
@@ -292,6 +294,10 @@ def _plan_name(store: Store, given: str | None) -> str:
         known = ", ".join(names) or "none; run: scaling sweep PLAN"
         raise typer.BadParameter(f"{asked} in the database, which has: {known}", param_hint="--plan")
     return given
+
+
+cli_mend.register(app)
+cli_db.register(app)
 
 
 def main() -> None:

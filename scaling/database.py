@@ -168,6 +168,30 @@ def open_database(location: str | Path, *, create: bool, readonly: bool) -> tupl
     return engine, path
 
 
+def upgrade_database(location: str | Path) -> tuple[str, str]:
+    """Bring a database that is there to this version's schema; (its revision before, the revision now).
+
+    Raises StoreError: none there, of another program, or newer than this version.
+    """
+    url = _url(location)
+    if url.get_backend_name() == "sqlite":
+        file = Path(url.database or "").absolute()
+        if not file.is_file():
+            raise NoResults(f"{file}: no database there; give its file with --db")
+        database = Database(_sqlite_reader(file), file, readonly=True)
+    else:
+        database = Database(_server(url, readonly=True), None, readonly=True)
+    try:
+        with database.engine.connect().execution_options(**{READ: True}) as connection:
+            found = _named_version(database, connection)
+    except sa.exc.DBAPIError as error:
+        raise database._explained(error) from error
+    finally:
+        database.close()
+    open_database(location, create=False, readonly=False)[0].dispose()
+    return str(found), HEAD
+
+
 def _url(location: str | Path) -> URL:
     if isinstance(location, Path) or "://" not in location:
         return URL.create("sqlite", database=str(location))

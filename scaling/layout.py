@@ -9,6 +9,9 @@ artifacts/<kind>/<name>-<fingerprint[:12]>/   a stage
 artifacts/imports/<name>/<sha256[:12]>/       an imported table
     source.csv        a copy of the file, under its own suffix
     import.json       how it was read, written last
+artifacts/plans/<name>-<sha256[:12]>.yaml     a swept plan's text
+                <name>-<sha256[:12]>.json     what its last sweep recorded of it, written after the text
+artifacts/.trash/<random>/                    what `scaling gc` is deleting
 """
 
 from __future__ import annotations
@@ -53,6 +56,24 @@ class Layout:
         """The folders of all imports that were kept whole, in the order of their names."""
         yield from sorted(path.parent for path in (self.root / "artifacts" / "imports").glob("*/*/import.json"))
 
+    def plan_text(self, name: str, sha256: str) -> Path:
+        """The copy of a swept plan's text: its name, and the text's SHA-256."""
+        return self.root / "artifacts" / "plans" / f"{_slug(name)}-{sha256[:12]}.yaml"
+
+    def plan_texts(self) -> Iterator[Path]:
+        """The copies of all swept plans' texts, in the order of their names."""
+        yield from sorted((self.root / "artifacts" / "plans").glob("*.yaml"))
+
+    @staticmethod
+    def plan_mark(text: Path) -> Path:
+        """What was recorded of the plan whose copy `text` is."""
+        return text.with_suffix(".json")
+
+    @property
+    def trash(self) -> Path:
+        """Where things lie between being given up and being deleted; two levels below, so that none looks whole."""
+        return self.root / "artifacts" / ".trash"
+
     @staticmethod
     def import_mark(folder: Path) -> Path:
         return folder / "import.json"
@@ -68,6 +89,11 @@ class Layout:
     @staticmethod
     def lease(stage_dir: Path) -> Path:
         return stage_dir / "lease.json"
+
+    @staticmethod
+    def withdrawn(attempt_dir: Path) -> Path:
+        """What was an attempt's result mark before it was taken back: damaged, or diverged and set aside by hand."""
+        return attempt_dir / "withdrawn.json"
 
     @staticmethod
     def result(folder: Path) -> Path:

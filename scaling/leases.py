@@ -39,6 +39,10 @@ class LeaseLost(StoreError):
     """A claim was taken over by another process; what was to be written is refused."""
 
 
+class StageCancelled(StoreError):
+    """A stage was cancelled by hand; it may be claimed again once it is set back to pending."""
+
+
 @dataclass(frozen=True)
 class DriverLease:
     """The right to drive a plan. `took_over` is the dead process it was taken from, if any."""
@@ -47,6 +51,15 @@ class DriverLease:
     owner: Owner
     started: float
     took_over: Owner | None = None
+
+
+@dataclass(frozen=True)
+class DriverRow:
+    """A plan's driver as recorded; not `live`: its process is known or taken to be dead."""
+
+    owner: Owner
+    started: float
+    live: bool
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,14 @@ class Leases(Database):
         with self.transaction() as connection:
             connection.execute(sa.delete(drivers).where(_held_by(lease.plan, lease.owner, lease.started)))
 
+    def driver(self, plan: str, *, now: float | None = None, stale_after: float = STALE_AFTER) -> DriverRow | None:
+        """Who holds a plan, if anybody does. Reads only."""
+        row = self._query(lambda c: c.execute(sa.select(drivers).where(drivers.c.plan == plan)).one_or_none())
+        if row is None:
+            return None
+        holder = _owner(row)
+        return DriverRow(holder, row.started, _is_live(holder, row.heartbeat, _now(now), stale_after))
+
     # ------------------------------------------------------------------------------------ attempts
 
     def begin_attempt(
@@ -134,6 +155,7 @@ class Leases(Database):
         `after`: a number that the attempt's must exceed (`artifacts.last_attempt`: folders outlive a lost database).
         `force` claims a stage that has its result. A dead driver's attempt at the stage becomes `lost`.
         `provenance` is that of `scaling.provenance`; `fields` are columns of attempts: device, threads, seed, log_path.
+        Raises StageCancelled where the stage was cancelled.
         """
         now, me = _now(now), owner or this_process()
         code = {name: (provenance or {}).get(name) for name in ("git_commit", "dirty", "versions")}
@@ -145,6 +167,8 @@ class Leases(Database):
                 raise StoreError(f"{self.place}: no stage {fingerprint[:12]}; record the plan's stages first")
             if stage.state in ENDED and not force:
                 return None
+            if stage.state == "cancelled":
+                raise StageCancelled(f"stage {fingerprint[:12]} is cancelled; scaling retry --state cancelled frees it")
             running = _attempt_rows(connection, attempts.c.stage == fingerprint, now, stale_after, running=True)
             if any(row.live for row in running):
                 return None

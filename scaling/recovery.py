@@ -40,10 +40,10 @@ def recover(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> dict[str, str]:
-    """The state of every stage by its files: done, diverged or pending.
+    """The state of every stage by its files: done, diverged or pending; cancelled where the store says so.
 
     Commits what a dead driver's workers left finished, ends the attempts it left running, and fills in what the
-    store does not know yet.
+    store does not know yet. A cancelled stage stays so until `scaling retry`, or until a result of it is there.
     """
     stale = [a for a in store.running_attempts() if a.stage in graph.stages and not a.live]
     await_orphans(graph, layout, stale, clock=clock, sleep=sleep)
@@ -56,10 +56,10 @@ def recover(
             number = artifacts.adoptable(folder)
             mark = artifacts.commit(folder, number, name=stage.name) if number else None
         known = rows[key].state if key in rows else ""
-        states[key] = mark["status"] if mark else "pending"
+        states[key] = mark["status"] if mark else "cancelled" if known == "cancelled" else "pending"
         if mark and known != mark["status"]:
             ingest(store, folder, key, mark)
-        if not mark and known not in ("pending", "running"):
+        if not mark and known not in ("pending", "running", "cancelled"):
             store.set_state(key, "pending")
     for attempt in stale:
         if states[attempt.stage] in artifacts.RESULTS:

@@ -23,12 +23,13 @@ from scaling.executors import Executor, ExecutorError
 from scaling.plan import ResourceSettings
 from scaling.recovery import ingest, recover, stage_folder
 from scaling.stages import Graph, Stage, critical_path, makespan
-from scaling.store import Store
+from scaling.store import StageCancelled, Store
 from scaling.worker import Job, Outcome
 
 POLL_SECONDS = 0.25
 FORECAST_SECONDS = 5.0
 GRACE_SECONDS = 30.0  # between asking running stages to save and killing them
+FREE_CANCELLED = "free with: scaling retry --state cancelled"
 
 # retries of a stage by failure class; what is not named here is not retried
 RETRIES: Mapping[str, int] = {"node_lost": 20, "oom_gpu": 3, "oom_host": 2, "bad_artifact": 2}
@@ -124,6 +125,7 @@ class Scheduler:
         """
         self.reconcile()
         self.progress.begin(self.graph.stages, self.states)
+        self._say_what_is_left_out()
         try:
             if any(self._ready()):
                 with open_executor() as self.executor:
@@ -163,6 +165,12 @@ class Scheduler:
     def reconcile(self) -> None:
         """Take every stage's state from its files; see `recovery.recover`."""
         self.states = recover(self.graph, self.store, self.layout, self._plan_id, clock=self._clock, sleep=self._sleep)
+
+    def _say_what_is_left_out(self) -> None:
+        names = [f"{one.kind} {one.name}" for key, one in self.graph.stages.items() if self.states[key] == "cancelled"]
+        if names:
+            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            self.progress.note(f"cancelled, left out with what needs it: {some}; {FREE_CANCELLED}")
 
     # ---------------------------------------------------------------------------------------- decisions
 
@@ -220,13 +228,19 @@ class Scheduler:
                 config, {"fingerprint": stage.fingerprint, "name": stage.name, **stage.identity, "plan_data": data}
             )
         each = self.options.resources.each
-        attempt = self.store.begin_attempt(
-            stage.fingerprint,
-            after=artifacts.last_attempt(folder),
-            threads=each.cpus,
-            seed=stage.seed,
-            provenance=self.provenance,
-        )
+        try:
+            attempt = self.store.begin_attempt(
+                stage.fingerprint,
+                after=artifacts.last_attempt(folder),
+                threads=each.cpus,
+                seed=stage.seed,
+                provenance=self.provenance,
+            )
+        except StageCancelled:  # while this sweep ran
+            self._elsewhere.discard(stage.fingerprint)
+            self.states[stage.fingerprint] = "cancelled"
+            self.progress.note(f"{stage.kind} {stage.name}: cancelled, left out; {FREE_CANCELLED}")
+            return
         if attempt is None:
             if stage.fingerprint not in self._elsewhere:
                 self._elsewhere.add(stage.fingerprint)

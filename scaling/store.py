@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 
 from scaling.database import NoResults, StoreError, open_database
 from scaling.imports import ImportRow, Imports, imported_columns, tidy_table
-from scaling.leases import Attempt, AttemptRow, DriverLease, LeaseLost, Leases, Locked
+from scaling.leases import Attempt, AttemptRow, DriverLease, LeaseLost, Leases, Locked, StageCancelled
 from scaling.schema import artifacts, edges, fits, imports, metrics, plan_stages, plans, runs, stages, summaries
 from scaling.tidy import Scalar, decode, encode, tidy_rows
 
@@ -39,6 +39,7 @@ __all__ = [
     "NoResults",
     "PlanRow",
     "RunRecord",
+    "StageCancelled",
     "StageRecord",
     "StageRow",
     "Store",

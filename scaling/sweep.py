@@ -16,6 +16,7 @@ from models.weights import shipped_hash
 from scaling import artifacts
 from scaling.artifacts import Layout
 from scaling.executors import Executor, cpu_count, open_executor
+from scaling.kept_plans import keep_plan
 from scaling.plan import Plan
 from scaling.progress import LineProgress
 from scaling.provenance import provenance
@@ -64,6 +65,7 @@ def sweep(plan: Plan, *, database: str, root: Path, progress: LineProgress, opti
         lease = store.acquire_driver(plan.name)
         try:
             record(store, plan_id, graph)
+            keep_plan(Layout(root), store, plan.name)
             scheduler = Scheduler(graph, store, Layout(root), progress, options, facts, plan_id)
             workers = options.workers or cpu_count()
             gpus = plan.resources.each.gpus * workers if plan.resources.each.gpus else 0
@@ -85,12 +87,16 @@ def sweep(plan: Plan, *, database: str, root: Path, progress: LineProgress, opti
 
 def record(store: Store, plan_id: int, graph: Graph) -> None:
     """Put a plan's stages, edges and runs into the store; what is there keeps its state."""
-    stages = [
+    store.record_stages(plan_id, stage_records(graph), graph.edges())
+    store.record_runs(plan_id, [RunRecord(**vars(run)) for run in graph.runs])
+
+
+def stage_records(graph: Graph) -> list[StageRecord]:
+    """A plan's stages as a store takes them."""
+    return [
         StageRecord(s.fingerprint, s.kind, s.name, dict(s.identity), RECIPES[s.kind], s.flops, s.params)
         for s in graph.stages.values()
     ]
-    store.record_stages(plan_id, stages, graph.edges())
-    store.record_runs(plan_id, [RunRecord(**vars(run)) for run in graph.runs])
 
 
 @contextlib.contextmanager

@@ -10,18 +10,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
+from commands import Command
 from rich.console import Console
 
 from models.settings import DataSettings
-from scaling import cli, errors, scheduler, tables
+from scaling import errors, scheduler, tables
 from scaling import sweep as sweep_module
 from scaling.artifacts import AttemptFolder, Layout, grant_lease
 from scaling.plan import load_plan, shipped_plans
@@ -43,27 +42,6 @@ evaluation: {features: cnn, samples: 20, reference: {split: held-out, images: 30
 """
 
 
-@dataclass
-class Said:
-    """What a command left: its exit code, standard output and standard error."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The one line on standard error; more, or anything on stdout, is a fault."""
-        assert self.out == ""
-        assert "Traceback" not in self.err
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        return lines[0]
-
-
-Command = Callable[..., Said]
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An awkwardly named working directory with a plan in it (no newline in the name: lines are counted here)."""
@@ -76,20 +54,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def scaling(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process as its entry point does."""
-
-    def run(*arguments: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["scaling", *arguments])
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        return Said(code, *capfd.readouterr())
-
-    return run
+def scaling(folder: Path, command: Command) -> Command:
+    """A command run in the folder."""
+    return command
 
 
 @pytest.fixture

@@ -7,18 +7,17 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import Command
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "analysis"))
 from synthetic_sweep import LAWS, sweep
 
-from scaling import cli
 from scaling.store import FitRow, RunRecord, StageRecord, Store
 
 PAIR = {name: LAWS[name] for name in ("base", "crt")}
@@ -57,29 +56,6 @@ def finish(store: Store, rows: pd.DataFrame, status: str = "done") -> None:
             store.record_result(key(row["run"]), status, 1, {}, summary, [])
 
 
-@dataclass
-class Said:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The one line on standard error; more, a traceback, or anything on stdout is a fault."""
-        assert self.out == ""
-        assert "Traceback" not in self.err
-        assert len(self.err.splitlines()) == 1, self.err
-        return self.err.strip()
-
-    @property
-    def words(self) -> str:
-        """Standard output with its lines joined by one space."""
-        return " ".join(self.out.split())
-
-
-Command = Callable[..., Said]
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -88,20 +64,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def scaling(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process as its entry point does."""
-
-    def run(*arguments: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["scaling", *arguments])
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        return Said(code, *capfd.readouterr())
-
-    return run
+def scaling(folder: Path, command: Command) -> Command:
+    """A command run in the folder."""
+    return command
 
 
 @pytest.fixture(scope="module")
