@@ -114,6 +114,8 @@ def _fit(runs: pd.DataFrame, column: str) -> Fit:
 
 def hold_out_largest(runs: pd.DataFrame, column: str) -> HeldOut | None:
     """Fit without the largest size and predict it; None where the rest cannot be fitted."""
+    needed = (*INPUTS, column, "size", "images_seen", "tokenizer_seed")
+    runs = runs[[name for name in needed if name in runs]]
     largest = runs["params"] == runs["params"].max()
     try:
         fit = _fit(runs[~largest], column)

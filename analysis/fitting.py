@@ -25,7 +25,7 @@ from analysis.solver import solve
 
 __all__ = ["Draws", "Fit", "FitError", "fit_law", "fit_pinned", "interval"]
 
-POINT_CELLS, POINT_STARTS, POINT_TOLERANCE = 48, 8, 1e-12
+POINT_CELLS, POINT_STARTS, POINT_TOLERANCE = 48, 8, 1e-10
 DRAW_CELLS = 16
 WELL_FIXED = 300  # points from which a resample's optimum lies near the fit's, so that it needs no grid of its own
 SCHEMES = ("auto", "case", "wild", "noise")
@@ -232,7 +232,7 @@ class Fit:
             prior=self._prior(rows),
             near=self.solution.theta[0] if well_fixed else None,
             cells=DRAW_CELLS,
-            tolerance=1e-4 if well_fixed else 1e-6,  # after a linear step one more leaves nothing to gain
+            tolerance=1e-3 if well_fixed else 1e-6,  # of what one more step promised, made from a linear one
         )
 
     def leverage(self) -> Array:
@@ -341,7 +341,7 @@ def fit_law(
         floor=None if floor is None else np.array([floor]),
         prior=fit._prior(1),
         cells=POINT_CELLS,
-        starts=POINT_STARTS,
+        starts=POINT_STARTS if len(values) < WELL_FIXED else 2,
         tolerance=POINT_TOLERANCE,
     )
     fit.warnings = (*warnings, *_at_bounds(fit))
@@ -357,7 +357,7 @@ def fit_pinned(fit: Fit, floors: Array) -> Solution:
     if len(fit.y) >= WELL_FIXED:
         given = np.repeat(fit.solution.theta[None], len(floors), axis=0)
         given[:, 0, 0] = floors
-    return solve(fit.law, fit.x, y, weight, fit.loss, floor=floors, given=given, cells=24, starts=2, tolerance=1e-9)
+    return solve(fit.law, fit.x, y, weight, fit.loss, floor=floors, given=given, cells=24, starts=2, tolerance=1e-7)
 
 
 def interval(values: Array, level: float = 0.95) -> tuple[float, float]:

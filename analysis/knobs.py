@@ -332,24 +332,28 @@ def _agrees(row: KnobAt, other: float, levels: Sequence[float]) -> bool:
 
 def _by_size(axis: Axis, column: str, noise: float) -> tuple[KnobAt, ...]:
     """The valley through measured runs of each size at its longest common length; sizes that an arm lacks are left."""
-    common = set.intersection(*(set(fit.rows["size"]) for fit in axis.fits))
-    sizes = sorted(
-        common, key=lambda size: float(axis.fits[0].rows.loc[axis.fits[0].rows["size"] == size, "params"].mean())
-    )
+    cells = [_cells(fit.rows, column) for fit in axis.fits]  # (size, length) -> mean ln y, runs
+    params = {str(size): float(n) for size, n in axis.fits[0].rows.groupby("size")["params"].mean().items()}
+    common = set.intersection(*(set(one) for one in cells))
     found = []
-    for size in sizes:
-        parts = [fit.rows[fit.rows["size"] == size] for fit in axis.fits]
-        lengths = set.intersection(*(set(part["images_seen"]) for part in parts))
-        if not lengths:
-            continue
-        cells = [np.log(part.loc[part["images_seen"] == max(lengths), column].to_numpy(dtype=float)) for part in parts]
-        means, spread = [float(cell.mean()) for cell in cells], [noise / np.sqrt(len(cell)) for cell in cells]
+    for size in sorted({size for size, _ in common}, key=lambda one: params[one]):
+        longest = max(length for one, length in common if one == size)
+        means = [one[size, longest][0] for one in cells]
+        spread = [noise / np.sqrt(one[size, longest][1]) for one in cells]
         zero = next((i for i, level in enumerate(axis.levels) if level == 0), None)
         known = None if zero is None else (means[zero], spread[zero])
         positive = axis.positive
         valley_found = fitting_valley(
             np.array(axis.levels)[positive], np.array(means)[positive], np.array(spread)[positive], known
         )
-        params = float(parts[0]["params"].mean())
-        found.append(_row(valley_found, params, str(size)))
+        found.append(_row(valley_found, params[size], size))
     return tuple(found)
+
+
+def _cells(rows: pd.DataFrame, column: str) -> dict[tuple[str, float], tuple[float, int]]:
+    """Mean ln y and number of runs by (size, length)."""
+    logs = np.log(rows[column].to_numpy(dtype=float))
+    by_cell: dict[tuple[str, float], list[float]] = {}
+    for size, length, value in zip(rows["size"], rows["images_seen"], logs.tolist(), strict=True):
+        by_cell.setdefault((str(size), float(length)), []).append(value)
+    return {cell: (float(np.mean(values)), len(values)) for cell, values in by_cell.items()}

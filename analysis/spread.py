@@ -238,9 +238,11 @@ def lack_of_fit(
             raise FitError(f"{values.size} residuals for {len(labels)} {what} labels: give one label a residual")
     if not np.isfinite(values).all():
         raise FitError(f"residual {int(np.argmin(np.isfinite(values)))} is not finite: fit the law first")
-    of_cells = _indicators(cells)
     shared = np.ones((len(values), 1)) if clusters is None else _indicators(clusters)
-    pure_squares, rank = _left(values, np.hstack([of_cells, shared]))
+    # cells first, then what of the clusters varies within them (Frisch & Waugh 1933): the same, and a small problem
+    within, count = _without_means(np.column_stack([values, shared]), cells)
+    pure_squares, rank = _left(within[:, 0], within[:, 1:])
+    rank += count
     # the law takes up one common shift: without clusters nothing else is taken from the residuals
     all_squares, common = (float(values @ values), 1) if clusters is None else _left(values, shared)
     lack_dof, pure_dof = rank - common + 1 - parameters, len(values) - rank
@@ -259,9 +261,18 @@ def _indicators(labels: Sequence[object] | np.ndarray) -> Array:
     return np.asarray(np.eye(len(numbers))[codes], dtype=np.float64)
 
 
+def _without_means(columns: Array, labels: Sequence[object] | np.ndarray) -> tuple[Array, int]:
+    """Columns [n, m] less their means by label, and the number of labels."""
+    numbers: dict[object, int] = {}
+    codes = np.array([numbers.setdefault(one, len(numbers)) for one in labels])
+    sums = np.zeros((len(numbers), columns.shape[1]))
+    np.add.at(sums, codes, columns)
+    return np.asarray(columns - (sums / np.bincount(codes)[:, None])[codes]), len(numbers)
+
+
 def _left(values: Array, design: Array) -> tuple[float, int]:
     """Sum of squares that least squares on `design` [n, m] leaves, and the design's rank."""
     basis, sizes, _ = np.linalg.svd(design, full_matrices=False)
-    basis = basis[:, sizes > 1e-9 * sizes.max()]
+    basis = basis[:, sizes > 1e-9 * max(float(sizes.max()), 1.0)]
     left = values - basis @ (basis.T @ values)
     return float(left @ left), basis.shape[1]

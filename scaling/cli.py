@@ -6,6 +6,7 @@ driver, 5 budget reached. Machine output goes to stdout, the rest to stderr.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -318,5 +319,25 @@ def main() -> None:
         sys.exit(code)
 
 
+def entry() -> None:
+    """`main`, then out at once: freeing a large table object by object takes a fifth of a second.
+
+    What is registered to run at exit runs. A process that holds Ray or torch ends the ordinary way.
+    """
+    code: str | int | None = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    if {"ray", "torch"} & sys.modules.keys() or not isinstance(code, int | None):
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code or 0)
+
+
 if __name__ == "__main__":
-    main()
+    entry()
