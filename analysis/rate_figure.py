@@ -65,13 +65,16 @@ def _panel(axes: Axes, report: FitReport, distortion: str, label: str, shade: Ar
             for label_at, names in _labels(
                 x[at], y[at], [str(one["arm"]) for one, here in zip(report.rates, at, strict=True) if here]
             ):
-                axes.annotate(names, label_at, xytext=(5, 4), textcoords="offset points", fontsize=7)
+                gap = np.log(x[at] / label_at[0])  # to a neighbour that a label beside the point would run into
+                crowded = ((gap > 0.05) & (gap < 0.8) & (np.abs(np.log(y[at] / label_at[1])) < 0.1)).any()
+                place = (-4, 7) if crowded else (7, -3)
+                axes.annotate(names, label_at, xytext=place, textcoords="offset points", fontsize=7)
         else:
             axes.scatter(x[at], y[at], marker=marker, color="0.45", s=40, lw=1, zorder=2)
     x = np.array([_number(one[RATES[0][0]]) for one in report.rates])[known]
     axes.set_xscale("log")
     axes.set_xlim(x.min() / 1.5, x.max() * 1.7)
-    axes.set_xticks(round_places(x.min() / 1.5, x.max() * 1.7, skip=1))
+    axes.set_xticks(round_places(x.min() / 1.5, x.max() * 1.7, skip=2))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.minorticks_off()
     round_axis(axes, float(y[known].min()) / 1.15, float(y[known].max()) * 1.2)

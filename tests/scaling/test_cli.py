@@ -560,3 +560,22 @@ def test_on_a_terminal_running_stages_have_a_live_line(capsys: pytest.CaptureFix
 
 def test_where_stderr_is_no_terminal_progress_is_lines() -> None:
     assert type(open_progress()) is LineProgress
+
+
+def test_the_entry_point_flushes_its_output_runs_what_waits_for_the_end_and_keeps_the_exit_code(folder: Path) -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    program = (
+        "import atexit, sys; from scaling import cli; atexit.register(print, 'at the end'); "
+        "sys.argv = ['scaling', *sys.argv[1:]]; cli.entry()"
+    )
+
+    def run(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-c", program, *arguments]
+        ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
+        return ended.returncode, ended.stdout
+
+    assert run("init", "new.yaml") == (0, "at the end\n")
+    assert run("init", "new.yaml") == (2, "at the end\n")
+    code, said = run("--help")
+    assert code == 0
+    assert said.endswith("at the end\n")
