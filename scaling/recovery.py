@@ -26,9 +26,14 @@ def stage_folder(layout: Layout, stage: Stage) -> Path:
 
 
 def ingest(store: Store, folder: Path, fingerprint: str, mark: Mapping[str, Any]) -> None:
-    """Put a committed stage's result into the store: state, files, summary and metrics."""
+    """Put a committed stage's result into the store: state, files, summary and metrics, with the time it was written.
+
+    A lost database that is filled again must not make old results look younger than a prediction of them.
+    """
     rows = artifacts.read_stage_metrics(folder, mark["attempt"])
-    store.record_result(fingerprint, mark["status"], mark["attempt"], mark["files"], mark["summary"], rows)
+    written = Layout.result(Layout.attempt(folder, mark["attempt"]))
+    ended = written.stat().st_mtime if written.exists() else None
+    store.record_result(fingerprint, mark["status"], mark["attempt"], mark["files"], mark["summary"], rows, at=ended)
 
 
 def recover(

@@ -229,11 +229,11 @@ class Store(Leases, Imports):
 
         return self._query(read)
 
-    def set_state(self, fingerprint: str, state: str, message: str = "") -> None:
-        """Set a stage's state, one of STATES, with a line that says why."""
+    def set_state(self, fingerprint: str, state: str, message: str = "", *, at: float | None = None) -> None:
+        """Set a stage's state, one of STATES, with a line that says why; `at` (Unix seconds) is now by default."""
         if state not in STATES:
             raise ValueError(f"{state!r} is no state of a stage; use one of {', '.join(STATES)}")
-        values = {"state": state, "message": message, "updated": time.time()}
+        values = {"state": state, "message": message, "updated": time.time() if at is None else at}
         with self.transaction() as connection:
             if not connection.execute(
                 sa.update(stages).where(stages.c.fingerprint == fingerprint).values(values)
@@ -261,10 +261,15 @@ class Store(Leases, Imports):
         files: Mapping[str, Mapping[str, Any]],
         summary: Mapping[str, Scalar],
         rows: Sequence[Mapping[str, Any]],
+        *,
+        at: float | None = None,
     ) -> None:
-        """Record all of a committed result (see `artifacts.commit`) at once: state, files, summary and metrics."""
+        """Record all of a committed result (see `artifacts.commit`) at once: state, files, summary and metrics.
+
+        `at` (Unix seconds) is when the work ended, now by default.
+        """
         with self.transaction():
-            self.set_state(fingerprint, status)
+            self.set_state(fingerprint, status, at=at)
             self.set_artifacts(fingerprint, attempt, files)
             self.set_summary(fingerprint, summary)
             self.add_metrics(fingerprint, rows, replace=True)

@@ -384,3 +384,19 @@ def test_moved_images_are_the_same_images_and_changed_ones_are_not(images: Path)
     assert set(plan_graph(plan_of(moved)).stages) == before
     next((moved / "cats").iterdir()).unlink()
     assert not set(plan_graph(plan_of(moved)).stages) & before
+
+
+def test_a_lost_database_is_filled_again_with_the_times_at_which_the_work_ended(bench: Bench) -> None:
+    """Else results would look younger than a prediction of them that was stored after they were known."""
+    bench.sweep(plan())
+    with Store.open(bench.database, create=False) as store:
+        before = store.load_runs("small")
+    hour = 3600
+    for mark in bench.root.glob("artifacts/*/*/attempts/*/result.json"):
+        os.utime(mark, (mark.stat().st_atime, mark.stat().st_mtime - hour))
+    Path(bench.database).unlink()
+    bench.sweep(plan())
+    assert bench.jobs == []
+    with Store.open(bench.database, create=False) as store:
+        after = store.load_runs("small")
+    assert (after["finished"] < before["finished"] - hour + 60).all()
