@@ -31,7 +31,7 @@ from analysis.optimum import (
 )
 from analysis.printing import compute_line
 from analysis.robustness import undecided, unequal_seeds
-from analysis.spread import Spread, described, measured_spread
+from analysis.spread import Spread, described, measured_spread, over_noise
 from analysis.summaries import ArmSummary, Curve, Quantity, mean, reconstructions, summarise
 from analysis.table import METRICS, select
 
@@ -178,7 +178,7 @@ def fit_report(
         bias_floor=floor,
         objective=fits[0].fit.objective if fits else "",
         spread=spread,
-        noise=described(spread) if metric != "loss" or not spread.assumed else "not measured: nothing was repeated",
+        noise=_noise_said(metric, spread, fits),
         resamples=resamples,
         seed=seed,
         base=chosen,
@@ -253,6 +253,18 @@ def _multipliers(
         return [], []
     others = [one for name, one in measured.items() if name != base]
     return multipliers(measured[base], others, amortize_over=amortize_over)
+
+
+def _noise_said(metric: str, spread: Spread, fits: list[ArmFit]) -> str:
+    """What repeats measured, and how many times that the laws' residuals are."""
+    if metric == "loss" and spread.assumed:
+        return "not measured: nothing was repeated"
+    times = [over_noise(fit.fit.residual, spread) for fit in fits]
+    known = sorted(one for one in times if math.isfinite(one))
+    if not known:
+        return described(spread)
+    span = f"{known[0]:.1f}" if f"{known[0]:.1f}" == f"{known[-1]:.1f}" else f"{known[0]:.1f} to {known[-1]:.1f}"
+    return f"{described(spread)}; the laws' residuals are {span} times it"
 
 
 def _doubted(optimum: list[Recommendation], second: list[Recommendation] | None, floor: float | None) -> list[float]:

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from functools import lru_cache
@@ -249,3 +250,12 @@ def test_analysis_imports_neither_torch_nor_ray_nor_a_database_nor_matplotlib():
 )
 def test_numbers_are_written_as_a_reader_expects(form, value, said):
     assert form(value) == said
+
+
+def test_residuals_are_held_against_what_repeats_differ_by():
+    """Trap 6: a law that misses by more than the noise is told by the ratio, not by R2."""
+    exact = fit_report(sweep(noise=0.013), resamples=50)
+    rough = fit_report(sweep(noise=0.052), resamples=50)
+    for report, low, high in ((exact, 0.4, 1.6), (rough, 2.0, 6.0)):
+        span = re.search(r"residuals are ([\d.]+)(?: to ([\d.]+))? times it", report.noise)
+        assert low <= float(span[1]) <= float(span[2] or span[1]) <= high
