@@ -12,8 +12,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from scaling.files import CorruptArtifact, read_json, to_json, write_atomic
+from scaling.files import CorruptArtifact, from_json, read_json, to_json, write_atomic
 from scaling.layout import Layout
 from scaling.store import PlanRow, RunRecord, StageRecord, Store
 
@@ -58,8 +59,30 @@ def keep_plan(layout: Layout, store: Store, name: str) -> Path:
         "edges": plan.edges,
         "runs": [vars(one) for one in plan.runs],
     }
-    write_atomic(layout.plan_mark(path), to_json(mark).encode())
+    if not _kept_alike(layout.plan_mark(path), mark):
+        write_atomic(layout.plan_mark(path), to_json(mark).encode())
     return path
+
+
+def _kept_alike(path: Path, mark: dict[str, Any]) -> bool:
+    """Whether the file says the same but for the time of the sweep, and is the plan's newest: then nothing is written.
+
+    Of several texts of one plan the one swept last counts, so that going back to an earlier one must be recorded.
+    """
+    before = _read_mark(path)
+    if before is None or before | {"updated": 0} != from_json(to_json(mark)) | {"updated": 0}:
+        return False
+    others = [_read_mark(other) for other in path.parent.glob("*.json") if other != path]
+    later = [one for one in others if one and one.get("name") == mark["name"] and one["updated"] > before["updated"]]
+    return not later
+
+
+def _read_mark(path: Path) -> dict[str, Any] | None:
+    try:
+        found = read_json(path)
+    except (CorruptArtifact, FileNotFoundError):
+        return None
+    return found if isinstance(found, dict) and "updated" in found else None
 
 
 def read_plan(text: Path) -> RecordedPlan:
