@@ -17,6 +17,7 @@ import pandas as pd
 from analysis.arms import ArmFit
 from analysis.fitting import FitError, fit_law
 from analysis.form import Array
+from analysis.frontier import on_frontier
 from analysis.isoflop import IsoFlop, isoflop
 from analysis.optimum import envelope, shared_range
 from analysis.surface import KNOBS, SYMBOLS, Surface, best_knob
@@ -256,8 +257,8 @@ def _moves(log_c: Array, vertices: Array) -> Moves | None:
 
 def _frontier(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """The runs that none of at most their compute beats, by rising compute."""
-    ordered = rows.sort_values(["compute", column], kind="stable")
-    return ordered[ordered[column] < ordered[column].cummin().shift(fill_value=np.inf)]
+    on = on_frontier(rows["compute"].to_numpy(dtype=float), rows[column].to_numpy(dtype=float))
+    return rows[on].sort_values(["compute", column], kind="stable")
 
 
 def _iso_table(axis: Axis, column: str, budgets: Array) -> pd.DataFrame:

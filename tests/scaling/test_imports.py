@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from commands import Command
 
 from scaling import cli, kept_imports
 from scaling.files import CorruptArtifact, read_json, write_json
@@ -246,24 +247,18 @@ def test_a_stage_is_never_looked_for_among_imports(store: Store, tmp_path: Path)
 
 # ----------------------------------------------------------------------------------------- the command
 
-Command = Callable[..., tuple[int, str, str]]
+Told = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in a folder with a table, in this process as its entry point does: (code, stdout, stderr)."""
+def scaling(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> Told:
+    """A command run in a folder with a table: (code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text(TABLE)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["scaling", *arguments])
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        return code, *capfd.readouterr()
+        said = command(*arguments)
+        return said.code, said.out, said.err
 
     return run
 
@@ -272,7 +267,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_dry_run_shows_and_writes_nothing_with_and_without_a_database(scaling: Command, tmp_path: Path) -> None:
+def test_a_dry_run_shows_and_writes_nothing_with_and_without_a_database(scaling: Told, tmp_path: Path) -> None:
     before = everything(tmp_path)
     code, out, err = scaling("import", "t.csv", "--as", "theirs", "--dry-run")
     assert (code, out) == (0, "")
@@ -288,7 +283,7 @@ def test_a_dry_run_shows_and_writes_nothing_with_and_without_a_database(scaling:
     assert everything(tmp_path) == before
 
 
-def test_an_import_is_shown_by_runs_and_written_by_export(scaling: Command, tmp_path: Path) -> None:
+def test_an_import_is_shown_by_runs_and_written_by_export(scaling: Told, tmp_path: Path) -> None:
     code, out, err = scaling(
         "import", "t.csv", "--as", "theirs", "--map", "gfid=loss", "--set", "arm=base", "--set", "tokens_per_image=16"
     )
@@ -311,7 +306,7 @@ def test_an_import_is_shown_by_runs_and_written_by_export(scaling: Command, tmp_
     pd.testing.assert_frame_equal(second.drop(columns="plan")[list(first.columns[1:])], first.drop(columns="plan"))
 
 
-def test_the_preview_as_json_is_one_object_on_standard_output(scaling: Command, tmp_path: Path) -> None:
+def test_the_preview_as_json_is_one_object_on_standard_output(scaling: Told, tmp_path: Path) -> None:
     code, out, err = scaling("import", "t.csv", "--as", "theirs", "--json")
     found = json.loads(out)
     assert code == 0
@@ -332,7 +327,7 @@ def test_the_preview_as_json_is_one_object_on_standard_output(scaling: Command, 
     ],
 )
 def test_a_refusal_is_one_line_code_2_and_nothing_written(
-    scaling: Command, tmp_path: Path, arguments: tuple[str, ...], message: str
+    scaling: Told, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     with Store.open(tmp_path / "results.db", create=True) as store:
         add_plan(store)
@@ -343,7 +338,7 @@ def test_a_refusal_is_one_line_code_2_and_nothing_written(
     assert everything(tmp_path) == before
 
 
-def test_a_file_that_is_refused_makes_no_database(scaling: Command, tmp_path: Path) -> None:
+def test_a_file_that_is_refused_makes_no_database(scaling: Told, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     assert scaling("import", "t.csv", "--as", "x")[0] == 2
     assert not (tmp_path / "results.db").exists()
